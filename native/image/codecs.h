@@ -1,0 +1,36 @@
+// What decode.cc and the two file formats agree on: a format reads rows as the file stores them,
+// and one function turns such rows into the wanted mode.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "image/image.h"
+
+namespace quern {
+
+// How a decoded row stores its pixels, 8 bits a sample.
+enum class PixelLayout { kGray, kGrayAlpha, kRgb, kRgba, kPalette, kInvertedCmyk };
+
+struct PixelFormat {
+  PixelLayout layout = PixelLayout::kGray;
+  std::array<std::array<std::uint8_t, 3>, 256> palette = {};  // kPalette only
+
+  int samples() const;  // bytes a pixel
+};
+
+// One row of `width` pixels to `mode`, as Pillow's convert() (libImaging/Convert.c).
+void convert_row(const std::uint8_t* in, const PixelFormat& format, int width, ColorMode mode,
+                 std::uint8_t* out);
+
+// An image of that size with memory for its pixels. Throws ImageError 413 first when it is larger
+// than `max_pixels` or than kMaxSide on a side.
+Image allocate_image(std::uint64_t height, std::uint64_t width, ColorMode mode,
+                     std::size_t max_pixels);
+
+Image decode_jpeg(std::span<const std::uint8_t> file, ColorMode mode, std::size_t max_pixels);
+Image decode_png(std::span<const std::uint8_t> file, ColorMode mode, std::size_t max_pixels);
+
+}  // namespace quern

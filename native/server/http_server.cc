@@ -1,0 +1,303 @@
+#include "server/http_server.h"
+
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <event2/http.h>
+#include <event2/keyvalq_struct.h>
+#include <event2/listener.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string_view>
+
+namespace quern {
+
+namespace {
+
+constexpr double kSweepSeconds = 1.0;
+constexpr std::uint16_t kAllMethods = 0xFFFF;  // unknown ones too: ours to refuse, in JSON
+
+const char* reason(int status) {
+  switch (status) {
+    case 200:
+      return "OK";
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 403:
+      return "Forbidden";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 409:
+      return "Conflict";
+    case 413:
+      return "Content Too Large";
+    case 415:
+      return "Unsupported Media Type";
+    case 417:
+      return "Expectation Failed";
+    case 422:
+      return "Unprocessable Content";
+    case 503:
+      return "Service Unavailable";
+    default:
+      return status < 500 ? "Refused" : "Internal Server Error";
+  }
+}
+
+const char* refusal(int status) {
+  switch (status) {
+    case 413:
+      return "the request body is larger than this server accepts";
+    case 417:
+      return "the only expectation this server meets is 100-continue";
+    default:
+      return "the request is not valid HTTP, or its headers are too long";
+  }
+}
+
+}  // namespace
+
+Reply json_reply(int status, const Json& body) {
+  Reply reply;
+  reply.status = status;
+  reply.body = json_text(body) + "\n";
+  return reply;
+}
+
+Reply error_reply(int status, const std::string& sentence) {
+  return json_reply(status, json_error(sentence));
+}
+
+Exchange::Exchange(HttpServer& server, evhttp_request* request)
+    : server_(server), request_(request), started_(monotonic_seconds()) {
+  evbuffer* input = evhttp_request_get_input_buffer(request);
+  const std::size_t size = evbuffer_get_length(input);
+  if (size > 0) body_ = {evbuffer_pullup(input, -1), size};
+}
+
+std::string Exchange::method() const {
+  switch (evhttp_request_get_command(request_)) {
+    case EVHTTP_REQ_GET:
+      return "GET";
+    case EVHTTP_REQ_POST:
+      return "POST";
+    case EVHTTP_REQ_HEAD:
+      return "HEAD";
+    default:
+      return "?";
+  }
+}
+
+std::string Exchange::path() const {
+  const evhttp_uri* uri = evhttp_request_get_evhttp_uri(request_);
+  const char* path = uri == nullptr ? nullptr : evhttp_uri_get_path(uri);
+  return path == nullptr ? "" : path;
+}
+
+std::string Exchange::parameter(const char* name) const {
+  const evhttp_uri* uri = evhttp_request_get_evhttp_uri(request_);
+  const char* query = uri == nullptr ? nullptr : evhttp_uri_get_query(uri);
+  if (query == nullptr) return "";
+  evkeyvalq parameters{};
+  if (evhttp_parse_query_str(query, &parameters) != 0) return "";
+  const char* value = evhttp_find_header(&parameters, name);
+  std::string result = value == nullptr ? "" : value;
+  evhttp_clear_headers(&parameters);
+  return result;
+}
+
+std::string Exchange::header(const char* name) const {
+  const char* value = evhttp_find_header(evhttp_request_get_input_headers(request_), name);
+  return value == nullptr ? "" : value;
+}
+
+void Exchange::reply(const Reply& reply) {
+  evkeyvalq* headers = evhttp_request_get_output_headers(request_);
+  evhttp_add_header(headers, "Content-Type", reply.content_type.c_str());
+  for (const auto& [name, value] : reply.headers) {
+    evhttp_add_header(headers, name.c_str(), value.c_str());
+  }
+  if (server_.draining_) evhttp_add_header(headers, "Connection", "close");
+  if (server_.observer_) server_.observer_(*this, reply.status);
+
+  const std::unique_ptr<evbuffer, decltype(&evbuffer_free)> body(evbuffer_new(), &evbuffer_free);
+  if (evhttp_request_get_command(request_) == EVHTTP_REQ_HEAD) {
+    evhttp_add_header(headers, "Content-Length", std::to_string(reply.body.size()).c_str());
+  } else {
+    evbuffer_add(body.get(), reply.body.data(), reply.body.size());
+  }
+  evhttp_request_set_on_complete_cb(
+      request_,
+      [](evhttp_request* sent, void* server) { static_cast<HttpServer*>(server)->answered(sent); },
+      &server_);
+  server_.replying_ = true;
+  evhttp_send_reply(request_, reply.status, reason(reply.status), body.get());
+  server_.replying_ = false;
+  request_ = nullptr;
+}
+
+HttpServer::HttpServer(EventLoop& loop, const HttpLimits& limits, Handler handler)
+    : loop_(loop),
+      limits_(limits),
+      handler_(std::move(handler)),
+      http_(evhttp_new(loop.base())),
+      sweep_(loop, [this] {
+        close_unless_busy(monotonic_seconds() - limits_.request_seconds);
+        sweep_.start(kSweepSeconds);
+      }) {
+  if (http_ == nullptr) throw std::runtime_error("cannot start an HTTP server");
+  evhttp_set_max_headers_size(http_, static_cast<ev_ssize_t>(limits.max_header));
+  evhttp_set_max_body_size(http_, static_cast<ev_ssize_t>(limits.max_body));
+  evhttp_set_timeout(http_, limits.idle_seconds);
+  evhttp_set_allowed_methods(http_, kAllMethods);
+  evhttp_set_default_content_type(http_, nullptr);
+  // Reads (and forgets) a body that is too long before the 413: closing earlier resets the
+  // connection, and the client would never see the answer.
+  evhttp_set_flags(http_, EVHTTP_SERVER_LINGERING_CLOSE);
+  evhttp_set_gencb(
+      http_,
+      [](evhttp_request* request, void* self) { static_cast<HttpServer*>(self)->request(request); },
+      this);
+  evhttp_set_bevcb(
+      http_,
+      [](event_base*, void* self) { return static_cast<HttpServer*>(self)->new_connection(); },
+      this);
+  adopt_.reset(event_new(
+      loop.base(), -1, 0,
+      [](evutil_socket_t, short, void* self) {
+        static_cast<HttpServer*>(self)->adopt_connections();
+      },
+      this));
+  sweep_.start(kSweepSeconds);
+}
+
+HttpServer::~HttpServer() {
+  drained_ = nullptr;
+  adopt_connections();
+  evhttp_free(http_);
+}
+
+void HttpServer::accept_from(int descriptor) {
+  evconnlistener* listener = evconnlistener_new(
+      loop_.base(), nullptr, nullptr, LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE, 0, descriptor);
+  if (listener == nullptr) throw std::runtime_error("cannot accept connections");
+  listener_ = evhttp_bind_listener(http_, listener);
+}
+
+// evhttp 2.1 tells nobody of a connection that has not sent a request. It asks for a bufferevent
+// for each, though, and once the accept is through, that bufferevent's callback argument is the
+// evhttp_connection (http.c, evhttp_start_read_).
+bufferevent* HttpServer::new_connection() {
+  bufferevent* channel = bufferevent_socket_new(loop_.base(), -1, 0);
+  if (channel == nullptr) return nullptr;
+  bufferevent_incref(channel);
+  evbuffer_add_cb(bufferevent_get_output(channel), &HttpServer::own_words, this);
+  fresh_.push_back(channel);
+  event_active(adopt_.get(), EV_TIMEOUT, 0);  // runs before the loop looks at any socket again
+  if (open_connections() >= limits_.max_connections && listener_ != nullptr) {
+    evconnlistener_disable(evhttp_bound_socket_get_listener(listener_));
+  }
+  return channel;
+}
+
+void HttpServer::adopt_connections() {
+  for (bufferevent* channel : fresh_) {
+    void* argument = nullptr;
+    bufferevent_getcb(channel, nullptr, nullptr, nullptr, &argument);
+    if (argument != nullptr) {  // null: freed before it was open
+      auto* connection = static_cast<evhttp_connection*>(argument);
+      connections_[connection].since = monotonic_seconds();
+      evhttp_connection_set_closecb(
+          connection,
+          [](evhttp_connection* c, void* self) { static_cast<HttpServer*>(self)->closed(c); },
+          this);
+    }
+    bufferevent_decref(channel);
+  }
+  fresh_.clear();
+}
+
+void HttpServer::closed(evhttp_connection* connection) {
+  connections_.erase(connection);
+  listen_when_below_limit();
+  if (drained_ && open_connections() == 0) {
+    loop_.post(drained_);
+    drained_ = nullptr;
+  }
+}
+
+void HttpServer::listen_when_below_limit() {
+  if (listener_ != nullptr && open_connections() < limits_.max_connections) {
+    evconnlistener_enable(evhttp_bound_socket_get_listener(listener_));
+  }
+}
+
+void HttpServer::request(evhttp_request* request) {
+  const auto found = connections_.find(evhttp_request_get_connection(request));
+  if (found != connections_.end()) found->second.busy = true;
+  const auto exchange = std::make_shared<Exchange>(*this, request);
+  // evhttp reads only "chunked" and ignores a Content-Length beside it; whoever sends anything
+  // else may mean another end of the request than we see.
+  const std::string coding = exchange->header("Transfer-Encoding");
+  if (!coding.empty() && (coding != "chunked" || !exchange->header("Content-Length").empty())) {
+    Reply refused = error_reply(400, "Transfer-Encoding must be chunked, without Content-Length");
+    refused.headers.emplace_back("Connection", "close");
+    exchange->reply(refused);
+    return;
+  }
+  handler_(exchange);
+}
+
+void HttpServer::answered(evhttp_request* request) {
+  const auto found = connections_.find(evhttp_request_get_connection(request));
+  if (found != connections_.end()) found->second = {false, monotonic_seconds()};
+}
+
+void HttpServer::close_unless_busy(double since) {
+  std::vector<evhttp_connection*> closing;  // closing one changes connections_
+  for (const auto& [connection, state] : connections_) {
+    if (!state.busy && state.since <= since) closing.push_back(connection);
+  }
+  for (evhttp_connection* connection : closing) evhttp_connection_free(connection);
+}
+
+void HttpServer::drain(Idle idle, std::function<void()> drained) {
+  draining_ = true;
+  if (listener_ != nullptr) {
+    evhttp_del_accept_socket(http_, listener_);
+    listener_ = nullptr;
+  }
+  if (idle == Idle::kClose) close_unless_busy(monotonic_seconds());
+  if (open_connections() == 0) {
+    loop_.post(std::move(drained));
+  } else {
+    drained_ = std::move(drained);
+  }
+}
+
+// What evhttp refuses by itself it answers with a page of HTML, and 2.1 has no hook for it
+// (evhttp_set_errorcb is newer): its words are replaced while they lie in the output buffer.
+void HttpServer::own_words(evbuffer* output, const evbuffer_cb_info* info, void* self) {
+  if (info->n_added == 0 || static_cast<HttpServer*>(self)->replying_) return;
+  constexpr std::string_view kPageEnd = "</HTML>\n";
+  const std::size_t size = evbuffer_get_length(output);
+  std::string page(size, '\0');
+  evbuffer_copyout(output, page.data(), size);
+  if (!page.ends_with(kPageEnd)) return;
+  const int status = std::atoi(page.c_str() + std::strlen("HTTP/1.1 "));
+  const std::string body = json_text(json_error(refusal(status))) + "\n";
+  evbuffer_unfreeze(output, 1);
+  evbuffer_drain(output, size);
+  evbuffer_freeze(output, 1);
+  evbuffer_add_printf(output,
+                      "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\n"
+                      "Content-Length: %zu\r\nConnection: close\r\n\r\n%s",
+                      status, reason(status), body.size(), body.c_str());
+}
+
+}  // namespace quern

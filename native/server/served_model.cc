@@ -1,0 +1,76 @@
+#include "server/served_model.h"
+
+#include <stdexcept>
+#include <utility>
+
+#include "engine/digest.h"
+#include "server/classes.h"
+#include "server/files.h"
+#include "server/release.h"
+
+namespace quern {
+
+namespace {
+
+std::size_t input_size(const Model& model) {
+  return static_cast<std::size_t>(model.channels()) * static_cast<std::size_t>(model.height()) *
+         static_cast<std::size_t>(model.width());
+}
+
+void require_digest(const std::string& path, const std::string& read, const std::string& manifest) {
+  if (read == manifest) return;
+  throw std::runtime_error(path + " has digest " + read + ", its manifest says " + manifest +
+                           ": the release is damaged, send it again");
+}
+
+}  // namespace
+
+Workspace::Workspace(const std::shared_ptr<const Model>& model)
+    : input(input_size(*model)), session(model) {}
+
+std::shared_ptr<ServedModel> ServedModel::from_files(const std::string& weights,
+                                                     const std::string& classes) {
+  auto served = std::make_shared<ServedModel>();
+  served->model = Model::load(weights);
+  served->weights_digest = served->model->weights_digest();
+  const std::string text = read_file(classes);
+  served->classes_digest =
+      digest_hex({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+  served->classes = parse_classes(text, classes, served->model->classes().size());
+  served->name = base_name(weights);
+  served->label = served->name;
+  served->give_back(served->take_workspace());  // the first request need not wait for memory
+  return served;
+}
+
+std::shared_ptr<ServedModel> ServedModel::from_release(const std::string& directory) {
+  const Release release = read_release(directory);
+  const ReleaseFile& weights = release.role("weights");
+  const ReleaseFile& classes = release.role("classes");
+  auto served = from_files(weights.path, classes.path);
+  require_digest(weights.path, served->weights_digest, weights.xxh3_128);
+  require_digest(classes.path, served->classes_digest, classes.xxh3_128);
+  served->release = release.id;
+  served->name = release.model;
+  served->label = release.label;
+  return served;
+}
+
+std::unique_ptr<Workspace> ServedModel::take_workspace() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!idle_.empty()) {
+      auto workspace = std::move(idle_.back());
+      idle_.pop_back();
+      return workspace;
+    }
+  }
+  return std::make_unique<Workspace>(model);
+}
+
+void ServedModel::give_back(std::unique_ptr<Workspace> workspace) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  idle_.push_back(std::move(workspace));
+}
+
+}  // namespace quern

@@ -1,0 +1,86 @@
+"""What every command on the build shares: the project opened, its tasks loaded, faults told.
+
+Mixed in before doit's own command class (doit 0.37, `doit.cmd_base.DoitCmdBase`).
+"""
+
+import os
+import sys
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from doit.action import CmdAction
+from doit.globals import Globals
+
+from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.project import Project
+from tasks.core.recipe import FunctionAction
+from tasks.core.records import Records
+
+COULD_NOT_START = 3
+TRY_AGAIN_LATER = 75  # EX_TEMPFAIL, sysexits.h
+
+
+class ProjectCommand:
+    """`takes_lock` says whether the command changes the project."""
+
+    # doit's options for its own databases have no meaning here.
+    base_options = ()
+    takes_lock = False
+    wait_seconds = 0.0
+
+    loader: Any
+    project: Project
+    dep_manager: Any
+    task_list: list[Any]
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Load dodo.py and run the command; a fault a user can mend is one line."""
+        try:
+            self.loader.setup(params)
+            config = self.loader.load_doit_config()
+            params.update_defaults(config)
+            # str.format's braces are rare in shell commands, % (date +%Y, printf) is not.
+            CmdAction.STRING_FORMAT = config.get("action_string_formatting", "new")
+            self.sel_default_tasks = not args
+            self.sel_tasks = args or params.get("default_tasks")
+            return self._with_project(params, args)
+        except TryAgainLater as error:
+            sys.stderr.write(f"{error}\n")
+            return TRY_AGAIN_LATER
+        except QuernError as error:
+            sys.stderr.write(f"{error}\n")
+            return COULD_NOT_START
+
+    def _with_project(self, params: Any, args: list[str]) -> int:
+        self.project = Project(Path.cwd())
+        try:
+            if self.takes_lock:
+                self.project.lock.acquire(self.wait_seconds)
+            self.dep_manager = Globals.dep_manager = Records(self.project)
+            self.task_list = self.loader.load_tasks(cmd=self, pos_args=args)
+            for task in self.task_list:
+                self._adopt(task)
+            params["pos_args"] = args
+            params["continue_"] = params.get("continue")
+            params["force_verbosity"] = "verbosity" in params._non_default_keys
+            names = signature(self._execute).parameters  # type: ignore[attr-defined]
+            status = self._execute(**{n: params[n] for n in names})  # type: ignore[attr-defined]
+            return status or 0
+        finally:
+            self.project.close()
+            self.project.lock.release()
+
+    def _adopt(self, task: Any) -> None:
+        # One file is one node, however it is spelled.
+        task.file_dep = {self._spelled_once(path) for path in task.file_dep}
+        task.targets = [self._spelled_once(path) for path in task.targets]
+        for action in task._actions:
+            if isinstance(action, FunctionAction):
+                action.project = self.project
+
+    def _spelled_once(self, path: str) -> str:
+        if path.startswith("/"):
+            relative = os.path.relpath(path, self.project.root)
+            return path if relative.startswith("..") else relative
+        return os.path.normpath(path) if "/." in path or path[:1] == "." or "//" in path else path

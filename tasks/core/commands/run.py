@@ -1,0 +1,161 @@
+"""`doit`, `doit run`: bring what is asked for up to date, one run at a time."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from doit.cmd_run import Run as DoitRun
+from doit.control import TaskControl
+from doit.exceptions import InvalidCommand
+from doit.task import Stream
+
+from tasks.core.child import end_all_children
+from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
+from tasks.core.errors import TryAgainLater
+from tasks.core.reporter import JsonReporter, QuernReporter
+from tasks.core.runner import SerialRunner, ThreadRunner
+
+option_cron = {
+    "name": "cron",
+    "long": "cron",
+    "type": bool,
+    "default": False,
+    "help": "for schedules: exit 0 when another run is at work",
+}
+option_wait = {
+    "name": "wait",
+    "long": "wait",
+    "type": float,
+    "default": 0.0,
+    "help": "seconds to wait for another run to end [default: %(default)s]",
+}
+option_json = {
+    "name": "json",
+    "long": "json",
+    "type": bool,
+    "default": False,
+    "help": "print what happens as JSON, an event a line",
+}
+
+DROPPED_OPTIONS = ("par_type", "pdb")
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the run ends as it does on Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
+    """doit's run command on Quern's records, runners and reporter."""
+
+    name = "run"
+    takes_lock = True
+    cmd_options = (
+        *(
+            {**option, "default": "quern"} if option["name"] == "reporter" else option
+            for option in DoitRun.cmd_options
+            if option["name"] not in DROPPED_OPTIONS
+        ),
+        option_cron,
+        option_wait,
+        option_json,
+    )
+
+    def get_reporters(self) -> dict[str, Any]:
+        """doit's reporters and Quern's."""
+        reporters: dict[str, Any] = super().get_reporters()
+        self.cmdparser["reporter"].choices["quern"] = QuernReporter.desc
+        return {**reporters, "quern": QuernReporter}
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Run with SIGTERM and SIGHUP ending it as Ctrl-C does."""
+        self.wait_seconds = params["wait"]
+        self.cron = params["cron"]
+        before = {
+            number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
+            return super().execute(params, args)
+        except KeyboardInterrupt as interrupt:
+            end_all_children()
+            number = getattr(interrupt, "number", signal.SIGINT)
+            name = signal.Signals(number).name
+            sys.stderr.write(f"ended by {name}; what was finished is kept, the next run goes on\n")
+            return 128 + int(number)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _with_project(self, params: Any, args: list[str]) -> int:
+        try:
+            return super()._with_project(params, args)
+        except TryAgainLater as error:
+            if not self.cron:
+                raise
+            sys.stdout.write(f"{error}\n")
+            return 0
+
+    def _execute(  # type: ignore[override]
+        self,
+        outfile: Any,
+        verbosity: int | None = None,
+        always: bool = False,
+        continue_: bool = False,
+        reporter: Any = "quern",
+        num_process: int = 0,
+        single: bool = False,
+        auto_delayed_regex: bool = False,
+        force_verbosity: bool = False,
+        failure_verbosity: int = 0,
+        json: bool = False,
+    ) -> int:
+        self.control = TaskControl(self.task_list, auto_delayed_regex=auto_delayed_regex)
+        self.control.process(self.sel_tasks)
+        if single:
+            self._drop_dependencies()
+        if num_process < 0:
+            raise InvalidCommand(f"-n {num_process}: must not be negative")
+        outstream = open(outfile, "w", encoding="utf-8") if isinstance(outfile, str) else outfile
+        try:
+            reporter_class = self.reporters[reporter] if isinstance(reporter, str) else reporter
+            if json:
+                reporter_class = JsonReporter
+            reporting = reporter_class(outstream, {"failure_verbosity": failure_verbosity})
+            if isinstance(reporting, QuernReporter):
+                reporting.attach(self.project, self.dep_manager)
+            arguments = [
+                self.dep_manager,
+                reporting,
+                continue_,
+                always,
+                Stream(verbosity, force_verbosity),
+            ]
+            if num_process:
+                runner: Any = ThreadRunner(*arguments, num_process=num_process)
+            else:
+                runner = SerialRunner(*arguments)
+            runner.begin(self.project)
+            try:
+                status: int = runner.run_all(self.control.task_dispatcher())
+            finally:
+                runner.end()
+            return TRY_AGAIN_LATER if status and runner.passing_faults_only else status
+        finally:
+            if isinstance(outfile, str):
+                outstream.close()
+
+    def _drop_dependencies(self) -> None:
+        for name in self.control.selected_tasks:
+            task = self.control.tasks[name]
+            for each in (
+                [self.control.tasks[n] for n in task.task_dep] if task.has_subtask else [task]
+            ):
+                each.task_dep = []
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)

@@ -1,0 +1,209 @@
+"""`models.yaml`, the one file a user edits: read strictly, with faults told by file and line.
+
+The classes below are the configuration's reference and the source of its JSON Schema
+(`python -m tasks.core.configuration > models.schema.json`).
+"""
+
+import os
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from tasks.core.errors import QuernError
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+# Not a tuple type: msgspec 0.19 to 0.22 crashes at exit on one in a union.
+HeightAndWidth = Annotated[list[Size], msgspec.Meta(min_length=2, max_length=2)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A section takes the keys listed here and no others."""
+
+
+class CheckpointSource(Section, frozen=True):
+    """Where training writes checkpoints; of several matches, `pick` takes one."""
+
+    path: str
+    pick: Literal["newest", "highest-cycle"] = "highest-cycle"
+
+
+class Architecture(Section, frozen=True, rename={"class_name": "class"}):
+    """The network's code: class `class` of Python file `file`, called with `arguments`."""
+
+    file: str
+    class_name: str
+    arguments: dict[str, Any] = {}
+
+
+class Preprocess(Section, frozen=True):
+    """The transform the network was trained with (docs/weight-format.md)."""
+
+    mode: Literal["RGB", "L"] = "RGB"
+    resize: Size | HeightAndWidth | None = None
+    crop: Size | HeightAndWidth | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    mean: list[float] = []
+    std: list[float] = []
+
+
+class Classifier(Section, frozen=True, tag_field="kind", tag="classifier"):
+    """An image classifier: checkpoint → model_weights.bin → C++ server."""
+
+    checkpoint: CheckpointSource
+    architecture: Architecture
+    classes: str
+    preprocess: Preprocess
+    probes: str | None = None
+    deploy: dict[Name, dict[Name, Port]] = {}
+
+
+class Host(Section, frozen=True):
+    """A machine that serves; `root` is the folder for releases on it."""
+
+    root: str = ".quern/hosts/local"
+
+
+class Configuration(Section, frozen=True):
+    """The whole of models.yaml."""
+
+    models: dict[Name, Classifier]
+    hosts: dict[Name, Host] = {}
+
+
+@lru_cache
+def load_configuration(path: str = "models.yaml") -> Configuration:
+    """Read and check the configuration. Raises QuernError: file, line, key, what is wrong."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise QuernError(f"{path}: not found; run doit in the project's directory") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuernError(f"{path}: can't be read: {error}") from None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        tree = yaml.compose(text, Loader=loader)
+        value = yaml.load(text, Loader=loader) or {}
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise QuernError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise QuernError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    _refuse_repeated_keys(tree, path)
+    value = _with_environment(value, [], tree, path)
+    try:
+        configuration = msgspec.convert(value, Configuration)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `")
+        keys = re.findall(r"\.?([^.\[\]`$]+)|\[(\d+)\]", place)
+        keys = [name or number for name, number in keys]
+        raise _fault(path, tree, keys, problem) from None
+    _check_references(configuration, tree, path)
+    return configuration
+
+
+def _check_references(configuration: Configuration, tree: Any, path: str) -> None:
+    ports: dict[tuple[str, int], str] = {}
+    for name, model in configuration.models.items():
+        for host, channels in model.deploy.items():
+            if host != "local" and host not in configuration.hosts:
+                known = ", ".join(["local", *configuration.hosts])
+                raise _fault(
+                    path, tree, ["models", name, "deploy", host], f"no such host; hosts are {known}"
+                )
+            for channel, port in channels.items():
+                taken = ports.setdefault((host, port), f"{name} {channel}")
+                if taken != f"{name} {channel}":
+                    raise _fault(
+                        path,
+                        tree,
+                        ["models", name, "deploy", host, channel],
+                        f"port {port} is taken by {taken}",
+                    )
+        channels_of_pixels = 1 if model.preprocess.mode == "L" else 3
+        for key in ("mean", "std"):
+            values = getattr(model.preprocess, key)
+            if values and len(values) != channels_of_pixels:
+                raise _fault(
+                    path,
+                    tree,
+                    ["models", name, "preprocess", key],
+                    f"has {len(values)} values where mode {model.preprocess.mode} "
+                    f"wants {channels_of_pixels}",
+                )
+        if 0.0 in model.preprocess.std:
+            raise _fault(path, tree, ["models", name, "preprocess", "std"], "must not hold zero")
+
+
+def _fault(path: str, tree: Any, keys: list[str], problem: str) -> QuernError:
+    """The fault with the line of the innermost key that exists."""
+    node, line = tree, 1
+    for key in keys:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                if key_node.value == key:
+                    child, line = value_node, key_node.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+            child = node.value[int(key)]
+            line = child.start_mark.line + 1
+        if child is None:
+            break
+        node = child
+    unknown = re.search(r"contains unknown field `(.+)`", problem)
+    if unknown and isinstance(node, yaml.MappingNode):
+        line = next(
+            (k.start_mark.line + 1 for k, _ in node.value if k.value == unknown[1]), line
+        )
+        problem = f"unknown key {unknown[1]!r}; the keys are listed in models.schema.json"
+    where = f"{'.'.join(keys)}: " if keys else ""
+    problem = problem[:1].lower() + problem[1:]
+    return QuernError(f"{path}:{line}: {where}{problem}")
+
+
+def _refuse_repeated_keys(node: Any, path: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise QuernError(f"{path}:{key.start_mark.line + 1}: key {key.value!r} is repeated")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(value, path)
+
+
+def _with_environment(value: Any, keys: list[str], tree: Any, path: str) -> Any:
+    """Replace `${NAME}` in strings from the environment; the value is never shown."""
+    if isinstance(value, dict):
+        return {k: _with_environment(v, [*keys, str(k)], tree, path) for k, v in value.items()}
+    if isinstance(value, list):
+        return [
+            _with_environment(v, [*keys, str(i)], tree, path) for i, v in enumerate(value)
+        ]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise _fault(path, tree, keys, f"environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", variable, value)
+
+
+def main() -> None:
+    """Print the JSON Schema of models.yaml."""
+    schema = msgspec.json.schema(Configuration)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""One project directory: its state, digest index, store, logs and work directories."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.core.digest import DigestIndex
+from tasks.core.lock import ProjectLock
+from tasks.core.state import State
+from tasks.core.store import Store
+
+LOG_BYTES = 1 << 20
+LOGS_KEPT = 5
+
+
+class Project:
+    """Everything under `.quern/` of the directory doit runs in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private = root / ".quern"
+        self.state = State(self.private / "state.db")
+        self.index = DigestIndex(self.state)
+        self.store = Store(self.private / "store", self.index)
+        self.lock = ProjectLock(self.private / "lock")
+        self.event: Callable[[str, dict[str, Any]], None] = lambda task, event: None
+
+    def work_directory(self, task: str) -> Path:
+        """A fresh, empty directory for one run of a task; what a killed run left is removed."""
+        work = self.private / "work" / file_name(task)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        return work
+
+    def log_path(self, task: str) -> Path:
+        """Where a task's log is."""
+        return self.private / "logs" / f"{file_name(task)}.log"
+
+    def open_log(self, task: str) -> Path:
+        """The task's log, ready to be appended to: rotated when over 1 MiB, five kept."""
+        path = self.log_path(task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_BYTES:
+            import logging.handlers  # slow to import, and seldom needed
+
+            handler = logging.handlers.RotatingFileHandler(path, backupCount=LOGS_KEPT)
+            handler.doRollover()
+            handler.close()
+        return path
+
+    def close(self) -> None:
+        """Save the digest index and close the database."""
+        self.index.save()
+        self.state.close()
+
+
+def file_name(task: str) -> str:
+    """A task's name as a file name: `weights:digits` → `weights.digits`."""
+    return "".join(c if c.isalnum() or c in "-_@" else "." for c in task)

@@ -1,0 +1,212 @@
+"""Recipes: named, versioned transformations of digests into digests.
+
+The key of a recipe is the digest of its name, version, parameters, tool versions and input
+digests. A known key's outputs come from the store; an unknown one's function runs in a child
+process, into a work directory, and its outputs are checked, stored and renamed into place.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doit.action import BaseAction
+from doit.exceptions import BaseFail, TaskError, TaskFailed
+
+from tasks.core.child import call_in_child
+from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.store import Artifact, recipe_key
+
+if TYPE_CHECKING:
+    from tasks.core.project import Project
+
+Paths = str | list[str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a task makes of what.
+
+    `function` is "module:function"; it is called with every input, output and parameter as a
+    keyword argument (paths as strings; outputs are paths in the work directory). `inputs` may
+    be a function that finds them when the task's turn comes (a watched folder). `tools` are
+    versions of what does the work; `tool_files` are programs and libraries that count by
+    digest but are not passed on.
+    """
+
+    name: str
+    version: int
+    function: str
+    outputs: Mapping[str, str]
+    inputs: Mapping[str, Paths] | Callable[[], Mapping[str, Paths]] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    tool_files: tuple[str, ...] = ()
+
+    def task(self, name: str, doc: str, **more: Any) -> dict[str, Any]:
+        """The doit task that keeps this recipe's outputs up to date."""
+        known = {} if callable(self.inputs) else self.inputs
+        return {
+            "name": name,
+            "doc": doc,
+            "actions": [RecipeAction(self)],
+            "file_dep": [*each_path(known), *self.tool_files],
+            "targets": list(self.outputs.values()),
+            "clean": True,
+            "io": {"capture": False},
+            **more,
+        }
+
+    def current_inputs(self) -> Mapping[str, Paths]:
+        """The inputs by role, found now if they are watched for. Raises QuernError."""
+        return self.inputs() if callable(self.inputs) else self.inputs
+
+    def components(
+        self, inputs: Mapping[str, Paths], digest: Callable[[str], str]
+    ) -> dict[str, str]:
+        """All that the result depends on; raises FileNotFoundError for a missing input."""
+        components = {"recipe version": str(self.version)}
+        for name, value in self.parameters.items():
+            components[f"parameter {name}"] = json.dumps(value, sort_keys=True)
+        for name, version in self.tools.items():
+            components[f"tool {name}"] = version
+        for path in self.tool_files:
+            components[f"tool file {path}"] = digest(path)
+        for path in each_path(inputs):
+            components[f"input {path}"] = digest(path)
+        return components
+
+
+def each_path(inputs: Mapping[str, Paths]) -> list[str]:
+    """Every path of the inputs, in order, spelled as doit's nodes are (`./a` is `a`)."""
+    return [
+        os.path.normpath(path)
+        for value in inputs.values()
+        for path in ([value] if isinstance(value, str) else value)
+    ]
+
+
+class RecipeAction(BaseAction):  # type: ignore[misc]
+    """doit's handle on a recipe. `outcome` is "ran" or "restored" after execute()."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.task: Any = None
+        self.project: Project | None = None
+        self.out = self.err = self.result = None
+        self.values: dict[str, Any] = {}
+        self.outcome = ""
+        self.inputs: Mapping[str, Paths] = {}
+        self.components: dict[str, str] = {}
+        self.targets: dict[str, str] = {}
+
+    def judge(self, project: "Project") -> dict[str, str]:
+        """Find the inputs as they are now; returns the components of the result."""
+        self.project = project
+        self.inputs = self.recipe.current_inputs()
+        self.components = self.recipe.components(self.inputs, project.index.digest)
+        return self.components
+
+    @property
+    def key(self) -> str:
+        """The recipe key for the inputs as judged."""
+        return recipe_key(self.recipe.name, self.components)
+
+    def execute(self, out: object = None, err: object = None) -> BaseFail | None:
+        """Bring the outputs: from the store, or by running the function."""
+        assert self.project is not None
+        try:
+            outputs = self.project.store.result(self.key)
+            self.outcome = "restored" if outputs is not None else "ran"
+            if outputs is None:
+                outputs = self._run()
+            for role, target in self.recipe.outputs.items():
+                self.project.store.place(outputs[role], Path(target))
+                self.targets[target] = outputs[role].digest
+        except QuernError as error:
+            return failed(error)
+        except OSError as error:
+            return failed(QuernError(f"{error.filename or 'a file'}: {error.strerror or error}"))
+        return None
+
+    def _run(self) -> dict[str, Artifact]:
+        assert self.project is not None
+        project, recipe = self.project, self.recipe
+        work = project.work_directory(self.task.name)
+        try:
+            paths = {
+                role: str(work / role / Path(target).name)
+                for role, target in recipe.outputs.items()
+            }
+            for path in paths.values():
+                os.makedirs(os.path.dirname(path))
+            call_in_child(
+                recipe.function,
+                {**self.inputs, **paths, **recipe.parameters},
+                project.open_log(self.task.name),
+                lambda event: project.event(self.task.name, event),
+            )
+            for role, path in paths.items():
+                if not os.path.exists(path):
+                    raise QuernError(f"its declared target {recipe.outputs[role]} was not made")
+            self._refuse_edited_inputs()
+            outputs = {role: project.store.take(Path(path)) for role, path in paths.items()}
+            project.store.record_result(
+                self.key, outputs, {"recipe": recipe.name, "components": self.components}
+            )
+            return outputs
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _refuse_edited_inputs(self) -> None:
+        assert self.project is not None
+        for name, before in self.components.items():
+            kind, _, path = name.partition(" ")
+            if kind == "input" and self.project.index.digest(path) != before:
+                raise QuernError(
+                    f"its input {path} was changed while it ran; its result is not kept, run again"
+                )
+
+
+class FunctionAction(BaseAction):  # type: ignore[misc]
+    """A plain function as an action, whose faults are one line: QuernError, OSError."""
+
+    def __init__(self, function: Callable[..., Any], **arguments: Any) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.task: Any = None
+        self.project: Project | None = None
+        self.out = self.err = self.result = None
+        self.values: dict[str, Any] = {}
+
+    def execute(self, out: object = None, err: object = None) -> BaseFail | None:
+        """Call the function with the project and the task's own options."""
+        assert self.project is not None
+        try:
+            options = self.task.options or {}
+            values = self.function(
+                project=self.project, task=self.task.name, **self.arguments, **options
+            )
+            self.values = values if isinstance(values, dict) else {}
+        except QuernError as error:
+            return failed(error)
+        except OSError as error:
+            return failed(QuernError(f"{error.filename or 'a file'}: {error.strerror or error}"))
+        return None
+
+
+def failed(error: QuernError) -> BaseFail:
+    """The error as doit's failure; a passing fault keeps its mark for the exit status."""
+    failure = TaskFailed(str(error))
+    failure.try_again_later = isinstance(error, TryAgainLater)
+    return failure
+
+
+def broken(message: str) -> BaseFail:
+    """A task that could not be judged or run at all: exit status 2."""
+    failure = TaskError(message)
+    failure.try_again_later = False
+    return failure

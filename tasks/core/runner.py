@@ -1,0 +1,124 @@
+"""How a run goes: doit's runners (0.37), with each task's result committed when it ends.
+
+`select_task` and `process_task_result` run in the main thread in both runners.
+"""
+
+import json
+import time
+from typing import Any
+
+from doit.exceptions import DependencyError, TaskFailed, UnmetDependency
+from doit.runner import MThreadRunner, Runner
+
+from tasks.core.errors import QuernError
+from tasks.core.project import Project
+from tasks.core.reasons import Reason
+from tasks.core.recipe import failed
+from tasks.core.records import Records, recipe_action
+
+
+class CommitEachTask:
+    """Mixed into doit's runners: marks, checks and commits a task, and records why it ran."""
+
+    dep_manager: Records
+    reporter: Any
+    always_execute: bool
+
+    def begin(self, project: Project) -> None:
+        """Note the start of the run, for `doit why`."""
+        self.up_to_date: list[str] = []
+        self.started: dict[str, float] = {}
+        self.passing_faults_only = True
+        self.project = project
+        self.run_number = 0
+
+    def _run_number(self) -> int:
+        if not self.run_number:
+            with self.project.state.transaction() as connection:
+                cursor = connection.execute("insert into run (started) values (?)", (time.time(),))
+                self.run_number = cursor.lastrowid or 0
+        return self.run_number
+
+    def select_task(self, node: Any, tasks: dict[str, Any]) -> bool:
+        runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
+        if node.run_status == "up-to-date" and node.task._actions:
+            self.up_to_date.append(node.task.name)
+        if runs and node.task._actions:
+            self.dep_manager.mark_running(node.task)
+        self.started[node.task.name] = time.monotonic()
+        return runs
+
+    def process_task_result(self, node: Any, base_fail: Any) -> None:
+        task = node.task
+        try:
+            if base_fail is None:
+                base_fail = self._unsound(task)
+            super().process_task_result(node, base_fail)  # type: ignore[misc]
+        except (QuernError, OSError) as error:
+            self._handle_task_error(node, failed(QuernError(str(error))))
+            return
+        if base_fail is None and task._actions:
+            action = recipe_action(task)
+            self._decide(task, action.outcome if action else "ran", "")
+
+    def _unsound(self, task: Any) -> Any:
+        missing = self.dep_manager.missing_targets(task)
+        if missing:
+            return TaskFailed(f"its declared target {missing[0]} was not made")
+        edited = self.dep_manager.edited_inputs(task)
+        if edited:
+            return TaskFailed(
+                f"its input {edited[0]} was changed while it ran; "
+                "its result is not recorded, run again"
+            )
+        return None
+
+    def _handle_task_error(self, node: Any, base_fail: Any) -> None:
+        if not getattr(base_fail, "try_again_later", False):
+            unmet = isinstance(base_fail, UnmetDependency)
+            self.passing_faults_only = self.passing_faults_only and unmet
+        if isinstance(base_fail, DependencyError):
+            base_fail.message = self.dep_manager.judgement(node.task).error or base_fail.message
+        super()._handle_task_error(node, base_fail)  # type: ignore[misc]
+        self._decide(node.task, "failed", base_fail.message)
+
+    def _decide(self, task: Any, outcome: str, message: str) -> None:
+        reasons = self.dep_manager.judgement(task).reasons
+        if not reasons and self.always_execute:
+            reasons = [Reason("asked")]
+        seconds = time.monotonic() - self.started.get(task.name, time.monotonic())
+        row = (
+            task.name,
+            self._run_number(),
+            time.time(),
+            outcome,
+            seconds,
+            message,
+            json.dumps([reason.as_data() for reason in reasons]),
+        )
+        with self.project.state.transaction() as connection:
+            connection.execute("replace into decision values (?,?,?,?,?,?,?)", row)
+
+    def end(self) -> None:
+        """Note the end of the run and what was up to date in it."""
+        with self.project.state.transaction() as connection:
+            up_to_date = json.dumps(self.up_to_date)
+            if self.run_number:
+                connection.execute(
+                    "update run set ended=?, up_to_date=? where id=?",
+                    (time.time(), up_to_date, self.run_number),
+                )
+            else:
+                connection.execute(
+                    "insert into run (started, ended, up_to_date) values (?,?,?)",
+                    (time.time(), time.time(), up_to_date),
+                )
+            connection.execute("delete from run where id <= (select max(id) from run) - 1000")
+
+
+class SerialRunner(CommitEachTask, Runner):  # type: ignore[misc]
+    """One task after the other."""
+
+
+class ThreadRunner(CommitEachTask, MThreadRunner):  # type: ignore[misc]
+    """Several tasks side by side: threads, each waiting for a child process."""

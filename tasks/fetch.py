@@ -1,0 +1,81 @@
+"""Fetch: bring each model's checkpoint from where training writes it to `weights/<model>/`."""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.core.action import progress
+from tasks.core.atomic import write_atomically
+from tasks.core.configuration import CheckpointSource, load_configuration
+from tasks.core.digest import canonical_json
+from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.recipe import Recipe
+
+
+def task_fetch() -> Iterator[dict[str, Any]]:
+    """Bring each model's checkpoint from where training writes it."""
+    for name, model in load_configuration().models.items():
+        source = model.checkpoint
+        yield Recipe(
+            name="fetch",
+            version=1,
+            function="tasks.fetch:fetch",
+            inputs=lambda source=source, name=name: {"source": pick_checkpoint(name, source)},
+            outputs={
+                "checkpoint": f"weights/{name}/checkpoint.pth",
+                "origin": f"weights/{name}/checkpoint.json",
+            },
+        ).task(name, f"Bring the checkpoint of {name} from {source.path}.")
+
+
+def pick_checkpoint(model: str, source: CheckpointSource) -> str:
+    """The one checkpoint that `source` means now; one still being written is passed over.
+
+    Raises QuernError when nothing matches, TryAgainLater when all that match are unfinished.
+    """
+    from tasks.models.archive import is_complete_zip
+
+    matches = glob.glob(os.path.expanduser(source.path))
+    if not matches:
+        raise QuernError(
+            f"models.yaml: models.{model}.checkpoint.path: no file matches {source.path}; "
+            "train one (the example: doit train_example) or correct the path"
+        )
+    if source.pick == "newest":
+        matches.sort(key=lambda path: os.stat(path).st_mtime_ns)
+    else:
+        matches.sort(key=lambda path: (cycle_of(path) or 0, path))
+    for path in reversed(matches):
+        unfinished = is_complete_zip(Path(path))
+        if unfinished is None:
+            return path
+    raise TryAgainLater(f"{path}: {unfinished}; left until its writer is done")
+
+
+def cycle_of(path: str) -> int | None:
+    """The training cycle in a path, `…/checkpoints_cycle13/…` → 13, compared as a number."""
+    found = re.findall(r"cycle_?(\d+)", path)
+    return int(found[-1]) if found else None
+
+
+def fetch(source: str, checkpoint: str, origin: str) -> None:
+    """Copy `source` to `checkpoint`, and write its path, cycle, size and SHA-256 to `origin`."""
+    digest, done = hashlib.sha256(), 0
+    with open(source, "rb") as reader, open(checkpoint, "wb") as writer:
+        total = os.fstat(reader.fileno()).st_size
+        while block := reader.read(4 << 20):
+            digest.update(block)
+            writer.write(block)
+            done += len(block)
+            progress("copying", done, total)
+    details = {
+        "path": source,
+        "cycle": cycle_of(source),
+        "size": done,
+        "sha256": digest.hexdigest(),
+    }
+    write_atomically(Path(origin), canonical_json(details) + b"\n")

@@ -1,0 +1,1 @@
+"""What knows machines: release directories, the holder that supervises, probes, switching."""

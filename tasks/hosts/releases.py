@@ -1,0 +1,91 @@
+"""Release directories on a host: immutable, complete, named by the digest of their manifest.
+
+    <root>/store/ab/cdef…                  every file once, by digest, read-only
+    <root>/<model>/releases/<id>/          a manifest and the files it names
+    <root>/<model>/<channel>/current       → the release that is live
+    <root>/<model>/history.jsonl           append-only
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.core.digest import digest_of_bytes
+from tasks.core.errors import QuernError
+from tasks.hosts.local import LocalHost
+
+RELEASE_ID_DIGITS = 16
+PROGRAMS = ("server", "holder")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A manifest and its id; `roles` maps role → {file, size, xxh3_128, sha256}."""
+
+    data: bytes
+    id: str
+    manifest: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Release":
+        """The release whose manifest is at `path`. Raises FileNotFoundError, QuernError."""
+        data = path.read_bytes()
+        try:
+            manifest = json.loads(data)
+            assert manifest["format"] == 1 and manifest["roles"]
+        except (ValueError, KeyError, AssertionError, TypeError):
+            raise QuernError(f"{path}: is not a release manifest; remove it, run again") from None
+        return cls(data, digest_of_bytes(data)[:RELEASE_ID_DIGITS], manifest)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"])
+
+    @property
+    def label(self) -> str:
+        """What people call it: "Cycle 13 (Epoch 27, 62.60%)"."""
+        return str(self.manifest["label"])
+
+    def digest(self, role: str) -> str:
+        """xxh3_128 of the role's file."""
+        return str(self.manifest["roles"][role]["xxh3_128"])
+
+    def file(self, role: str) -> str:
+        """The role's file name in the release's directory."""
+        return str(self.manifest["roles"][role]["file"])
+
+
+def install(host: LocalHost, release: Release, files: dict[str, str]) -> Path:
+    """Send what the host's store lacks and make the release's directory; returns the directory.
+
+    `files` maps role → path here. A directory that is there already is checked by digest, and
+    made anew if a byte differs. Raises QuernError, OSError.
+    """
+    directory = host.root / release.model / "releases" / release.id
+    if host.has_file(directory / "manifest.json"):
+        if _is_whole(host, directory, release):
+            return directory
+        host.remove_directory(directory)
+    building = directory.with_name(f".{release.id}.partial")
+    host.remove_directory(building)
+    host.make_directory(building)
+    for role, entry in release.manifest["roles"].items():
+        stored = host.root / "store" / entry["xxh3_128"][:2] / entry["xxh3_128"][2:]
+        if not host.has_file(stored) or host.digest(stored) != entry["xxh3_128"]:
+            host.put_file(Path(files[role]), stored, entry["xxh3_128"], role in PROGRAMS)
+        host.link_file(stored, building / entry["file"])
+    host.write(building / "manifest.json", release.data)
+    host.rename_directory(building, directory)
+    return directory
+
+
+def _is_whole(host: LocalHost, directory: Path, release: Release) -> bool:
+    if host.read(directory / "manifest.json") != release.data:
+        return False
+    return all(
+        host.has_file(directory / entry["file"])
+        and host.digest(directory / entry["file"]) == entry["xxh3_128"]
+        for entry in release.manifest["roles"].values()
+    )

@@ -1,0 +1,66 @@
+"""The graph that the native engine runs, while it is being made: what model_weights.bin holds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Node:
+    """One operation; docs/weight-format.md says what each `op` means.
+
+    `tensors` maps a role ("weight", "bias") to float32 or float64 numbers; float64 is kept until
+    the file is written, so that folding rounds once.
+    """
+
+    op: str
+    name: str  # module path in the user's model
+    inputs: list[str]
+    output: str
+    shape: tuple[int, ...]
+    tensors: dict[str, Array] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Graph:
+    """Nodes in topological order, from the value named INPUT to the value `output`."""
+
+    input_shape: tuple[int, int, int, int]  # NCHW, batch 1
+    nodes: list[Node]
+    output: str
+
+    def producer(self, value: str) -> Node | None:
+        """The node that makes `value`, None for the graph's input."""
+        return next((node for node in self.nodes if node.output == value), None)
+
+    def uses(self, value: str) -> int:
+        """How often `value` is read, the graph's own output counted."""
+        readings = sum(node.inputs.count(value) for node in self.nodes)
+        return readings + (value == self.output)
+
+    def replace(self, old: str, new: str) -> None:
+        """Let every reader of `old` read `new`."""
+        for node in self.nodes:
+            node.inputs = [new if value == old else value for value in node.inputs]
+        self.output = new if self.output == old else self.output
+
+    def renumber(self) -> None:
+        """Name the values v0, v1, … in order, so that the file doesn't show what was erased."""
+        names = {INPUT: INPUT} | {node.output: f"v{i}" for i, node in enumerate(self.nodes)}
+        for node in self.nodes:
+            node.inputs = [names[value] for value in node.inputs]
+            node.output = names[node.output]
+        self.output = names[self.output]
+
+
+INPUT = "input"
+
+
+def float64(array: Array) -> Array:
+    """The same numbers in float64."""
+    return array.astype(np.float64)

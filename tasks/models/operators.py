@@ -1,0 +1,250 @@
+"""Every operation of the native engine, in one place: read from ATen, and run again by torch.
+
+To add one: a function under @lowers that emits it, and one under @evaluates that runs it (then
+the engine's kernel, and a row in docs/weight-format.md). `evaluates` sees only what the file
+holds, so that interpreter.py checks the whole way from the user's model to the bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from tasks.models.translation import Translation, op_name, shape_of
+
+Lowering = Callable[[Translation, fx.Node, dict[str, Any]], None]
+# (inputs, tensors by role, attributes) -> output
+Evaluation = Callable[[list[Tensor], dict[str, Tensor], dict[str, Any]], Tensor]
+
+LOWERINGS: dict[str, Lowering] = {}  # by ATen operation and overload
+EVALUATIONS: dict[str, Evaluation] = {}  # by op of the file
+
+
+def lowers(*targets: str) -> Callable[[Lowering], Lowering]:
+    """Register a function (translation, node, the node's arguments by name) for ATen operations."""
+
+    def register(function: Lowering) -> Lowering:
+        LOWERINGS.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
+
+
+def evaluates(op: str) -> Callable[[Evaluation], Evaluation]:
+    """Register the meaning of an op of the file."""
+
+    def register(function: Evaluation) -> Evaluation:
+        EVALUATIONS[op] = function
+        return function
+
+    return register
+
+
+# --- convolution and linear layers -----------------------------------------------------------
+
+
+@lowers("aten.conv2d.default", "aten.conv2d.padding")
+def lower_conv2d(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    weight = t.constant(node, given["weight"])
+    if weight is None or len(shape_of(given["input"])) != 4:
+        t.refuse(node, "aten.conv2d without a batch dimension")
+    stride, dilation = pair(given["stride"]), pair(given["dilation"])
+    attributes = {
+        "stride": stride,
+        "dilation": dilation,
+        "groups": given["groups"],
+        "padding": conv2d_padding(given["padding"], dilation, weight.shape[2:]),
+    }
+    bias = t.constant(node, given["bias"])
+    tensors = {"weight": weight, "bias": zeros(weight) if bias is None else bias}
+    t.emit(node, "conv2d", [t.value(node, given["input"])], tensors, attributes)
+
+
+def conv2d_padding(padding: Any, dilation: list[int], kernel: tuple[int, ...]) -> list[int]:
+    """[top, left, bottom, right]; "same" puts the odd pixel at the end, as torch does."""
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [n // 2 for n in total] + [n - n // 2 for n in total]
+    return pair(0 if padding == "valid" else padding) * 2
+
+
+@evaluates("conv2d")
+def evaluate_conv2d(x: list[Tensor], tensors: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    top, left, bottom, right = a["padding"]
+    padded = F.pad(x[0], (left, right, top, bottom))
+    stride, dilation, groups = a["stride"], a["dilation"], a["groups"]
+    return F.conv2d(padded, tensors["weight"], tensors["bias"], stride, 0, dilation, groups)
+
+
+@lowers("aten.linear.default")
+def lower_linear(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    weight, bias = t.constant(node, given["weight"]), t.constant(node, given["bias"])
+    shape = shape_of(given["input"])
+    if weight is None or len(shape) != 2:
+        t.refuse(node, f"aten.linear on {list(shape)}, which is not one vector,")
+    tensors = {"weight": weight, "bias": zeros(weight) if bias is None else bias}
+    t.emit(node, "linear", [t.value(node, given["input"])], tensors)
+
+
+@evaluates("linear")
+def evaluate_linear(x: list[Tensor], tensors: dict[str, Tensor], _: dict[str, Any]) -> Tensor:
+    return F.linear(x[0], tensors["weight"], tensors["bias"])
+
+
+# No op of the file: passes.fold_batch_norms turns it into the weights before it, or refuses.
+@lowers("aten._native_batch_norm_legit_no_training.default")
+def lower_batch_norm(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    roles = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
+    found = {role: t.constant(node, given[argument]) for role, argument in roles.items()}
+    tensors = {role: array for role, array in found.items() if array is not None}
+    value = t.value(node, given["input"])
+    t.emit(node, "batch_norm", [value], tensors, {"epsilon": given["eps"]}, t.shape(value))
+
+
+@lowers("<built-in function getitem>")
+def lower_getitem(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    t.alias(node, node.args[0])  # type: ignore[arg-type]  # the first of batch norm's three
+
+
+# --- activations -----------------------------------------------------------------------------
+
+
+def activation(op: str, function: Callable[[Tensor], Tensor], *targets: str) -> None:
+    """An op of one input and nothing else."""
+
+    def lower(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+        t.emit(node, op, [t.value(node, node.args[0])])
+
+    lowers(*targets)(lower)
+    evaluates(op)(lambda x, _tensors, _attributes: function(x[0]))
+
+
+activation("relu", F.relu, "aten.relu.default")
+activation("relu6", F.relu6, "aten.relu6.default")
+activation("sigmoid", torch.sigmoid, "aten.sigmoid.default")
+
+
+@lowers("aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default")
+def lower_clamp(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    low = given.get("min_val", given.get("min"))
+    high = given.get("max_val", given.get("max"))
+    op = {(0, 6): "relu6", (0, None): "relu"}.get((low, high))
+    if op is None:
+        t.refuse(node, f"{op_name(node)} from {low} to {high}")
+    t.emit(node, op, [t.value(node, node.args[0])])
+
+
+# --- two inputs ------------------------------------------------------------------------------
+
+
+@lowers("aten.add.Tensor", "aten.mul.Tensor")
+def lower_binary(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    if given.get("alpha", 1) != 1:
+        t.refuse(node, f"aten.add with alpha={given['alpha']}")
+    inputs = [t.value(node, given[key], expanded=True) for key in ("self", "other")]
+    shapes = [t.shape(value) for value in inputs]
+    wide, narrow = sorted(shapes, key=lambda shape: shape[2:], reverse=True)
+    scales = len(wide) == 4 and narrow == (*wide[:2], 1, 1)
+    if wide != shape_of(node) or not (wide == narrow or scales):
+        t.refuse(node, f"{op_name(node)} of {list(shapes[0])} and {list(shapes[1])}")
+    t.emit(node, op_name(node).removeprefix("aten."), inputs)
+
+
+evaluates("add")(lambda x, _tensors, _attributes: x[0] + x[1])
+evaluates("mul")(lambda x, _tensors, _attributes: x[0] * x[1])
+
+
+@lowers("aten.expand.default")
+def lower_expand(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    t.alias(node, given["self"])  # the add or mul that reads it broadcasts by itself
+
+
+# --- pooling and reshaping -------------------------------------------------------------------
+
+
+@lowers("aten.adaptive_avg_pool2d.default")
+def lower_adaptive_avg_pool2d(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    if pair(given["output_size"]) != [1, 1] or len(shape_of(given["self"])) != 4:
+        t.refuse(node, f"aten.adaptive_avg_pool2d to {given['output_size']} (not 1)")
+    t.emit(node, "global_average_pool", [t.value(node, given["self"])])
+
+
+@lowers("aten.mean.dim")
+def lower_mean(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    shape = shape_of(given["self"])
+    dimensions = sorted(d % max(1, len(shape)) for d in given["dim"] or [])
+    if len(shape) != 4 or dimensions != [2, 3]:
+        t.refuse(node, f"aten.mean over {given['dim']} of {list(shape)}")
+    pooled = (*shape[:2], 1, 1)
+    value = t.emit(
+        node, "global_average_pool", [t.value(node, given["self"])], shape=pooled
+    )
+    if not given["keepdim"]:
+        t.emit(node, "flatten", [value])
+
+
+evaluates("global_average_pool")(
+    lambda x, _tensors, _attributes: x[0].mean((2, 3), keepdim=True)
+)
+
+
+@lowers(
+    "aten.view.default",
+    "aten._unsafe_view.default",
+    "aten.reshape.default",
+    "aten.flatten.using_ints",
+    "aten.squeeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.unsqueeze.default",
+)
+def lower_reshape(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    source = t.viewed(given["self"])
+    before, after = shape_of(source), shape_of(node)
+    if before == after:
+        t.alias(node, source)
+    elif len(before) == 4 and len(after) == 2:
+        t.emit(node, "flatten", [t.value(node, source)])
+    elif len(before) == 2 and after == (*before, 1, 1):
+        # No op of the file: passes.keep_pooled_shape removes it, or refuses.
+        t.emit(node, "unflatten", [t.value(node, source)])
+    else:
+        t.view(node, source)
+
+
+evaluates("flatten")(lambda x, _tensors, _attributes: x[0].flatten(1))
+
+
+@lowers(
+    "aten.alias.default",
+    "aten.clone.default",
+    "aten.contiguous.default",
+    "aten.detach.default",
+    "aten.dropout.default",
+    "aten.slice.Tensor",
+    "aten.to.dtype",
+    "aten._to_copy.default",
+)
+def lower_identity(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    if source.meta["val"].dtype != node.meta["val"].dtype or shape_of(source) != shape_of(node):
+        t.refuse(node, f"{op_name(node)} to {list(shape_of(node))}, {node.meta['val'].dtype}")
+    t.alias(node, source)
+
+
+@lowers("aten._assert_tensor_metadata.default")
+def lower_assertion(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """Says only what was true while tracing; it computes nothing."""
+
+
+def pair(value: Any) -> list[int]:
+    """[v, v] for v or [v]; two numbers as they are."""
+    numbers = [value] if isinstance(value, int) else list(value)
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def zeros(weight: Any) -> Any:
+    """The bias that is always written: one zero an output."""
+    return weight[(slice(None), *[0] * (weight.ndim - 1))] * 0

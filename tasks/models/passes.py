@@ -1,0 +1,84 @@
+"""What is changed in the graph after lowering, so that only the file's operations are left."""
+
+import numpy as np
+
+from tasks.core.errors import QuernError
+from tasks.models.graph import Graph, Node, float64
+
+ACTIVATIONS = ("relu", "relu6", "sigmoid")
+
+
+def fold_batch_norms(graph: Graph, model_name: str) -> None:
+    """Fold each batch norm, in float64, into the conv2d or linear that alone feeds it.
+
+    y = (Wx + b - mean) * weight / sqrt(variance + epsilon) + bias (Ioffe and Szegedy 2015, section
+    3.1). Raises QuernError where it follows something else, or what it follows is used elsewhere.
+    """
+    for norm in [node for node in graph.nodes if node.op == "batch_norm"]:
+        layer = graph.producer(norm.inputs[0])
+        if layer is None or layer.op not in ("conv2d", "linear") or graph.uses(layer.output) > 1:
+            follows = "the input" if layer is None else layer.op
+            if layer is not None and layer.op in ("conv2d", "linear"):
+                follows = f"{layer.name}, whose result is used elsewhere too"
+            raise QuernError(
+                f"{model_name}.{norm.name}: aten.batch_norm is supported only where it can be"
+                f" folded into a conv2d or linear right before it; here it follows {follows}"
+            )
+        mean, variance = float64(norm.tensors["mean"]), float64(norm.tensors["variance"])
+        if np.min(variance) + norm.attributes["epsilon"] <= 0:
+            raise QuernError(
+                f"{model_name}.{norm.name}: running_var is negative; the checkpoint is damaged"
+            )
+        scale = 1 / np.sqrt(variance + norm.attributes["epsilon"])
+        scale = scale * float64(norm.tensors.get("weight", np.ones_like(mean)))
+        weight = float64(layer.tensors["weight"])
+        layer.tensors = {
+            "weight": weight * scale.reshape(-1, *[1] * (weight.ndim - 1)),
+            "bias": (float64(layer.tensors["bias"]) - mean) * scale
+            + float64(norm.tensors.get("bias", np.zeros_like(mean))),
+        }
+        graph.nodes.remove(norm)
+        graph.replace(norm.output, layer.output)
+
+
+def keep_pooled_shape(graph: Graph, model_name: str) -> None:
+    """Remove each view of a vector back to [1, C, 1, 1], as squeeze-and-excitation writes it.
+
+    pool → flatten → linear → activation → view becomes pool → 1×1 conv2d → activation, which is
+    the same sum (Hu et al. 2018, figure 3). Raises QuernError where other steps lie between.
+    """
+    for view in [node for node in graph.nodes if node.op == "unflatten"]:
+        steps: list[Node] = []
+        value = view.inputs[0]
+        while (step := graph.producer(value)) and step.op in ("linear", *ACTIVATIONS):
+            if graph.uses(value) > 1:
+                break
+            steps.append(step)
+            value = step.inputs[0]
+        start = graph.producer(value)
+        pooled = start.inputs[0] if start and start.op == "flatten" else None
+        source = graph.producer(pooled) if pooled else None
+        if start is None or source is None or source.shape[2:] != (1, 1):
+            raise QuernError(
+                f"{model_name}.{view.name}: a view to {list(view.shape)} is supported by the native"
+                " engine only after a pooled value has passed linear layers and activations"
+            )
+        if steps:
+            steps[-1].inputs = [source.output]
+            graph.replace(view.output, steps[0].output)
+        else:
+            graph.replace(view.output, source.output)
+        graph.nodes.remove(view)
+        for step in steps:
+            step.shape = (*step.shape, 1, 1)
+            if step.op == "linear":
+                step.op = "conv2d"
+                step.tensors["weight"] = step.tensors["weight"][:, :, None, None]
+                step.attributes = {
+                    "stride": [1, 1],
+                    "padding": [0, 0, 0, 0],
+                    "dilation": [1, 1],
+                    "groups": 1,
+                }
+        if graph.uses(start.output) == 0:
+            graph.nodes.remove(start)

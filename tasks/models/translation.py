@@ -1,0 +1,117 @@
+"""The state of one lowering: which node of torch's graph became which value of ours."""
+
+from typing import Any, NoReturn
+
+import numpy as np
+from torch import Tensor, fx
+
+from tasks.core.errors import QuernError
+from tasks.models.graph import INPUT, Array, Graph, Node
+
+
+class Translation:
+    """A graph under construction from an exported one, asked and told by operators.py.
+
+    `model_name` is the user's class; `constants` are parameters and buffers by placeholder name.
+    """
+
+    def __init__(
+        self, model_name: str, network_input: fx.Node, constants: dict[str, Tensor]
+    ) -> None:
+        self.model_name = model_name
+        shape = shape_of(network_input)
+        self.graph = Graph((shape[0], shape[1], shape[2], shape[3]), [], INPUT)
+        self._constants = constants
+        self._values = {network_input: INPUT}
+        self._shapes = {INPUT: shape}
+        self._views: dict[fx.Node, fx.Node] = {}
+
+    def value(self, node: fx.Node, argument: Any, expanded: bool = False) -> str:
+        """The value that `argument` of `node` is; `expanded` if the reader broadcasts it itself."""
+        if not isinstance(argument, fx.Node):
+            self.refuse(node, f"{op_name(node)} with the number {argument!r}")
+        if argument.op == "placeholder" and argument not in self._values:
+            self.refuse(node, f"{op_name(node)} with the stored tensor {argument.name}")
+        found = self._values.get(argument)
+        if found is None or not (expanded or self._shapes[found] == shape_of(argument)):
+            self.refuse(argument, f"{op_name(argument)} to {list(shape_of(argument))}")
+        return found
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """The shape of a value of our graph."""
+        return self._shapes[value]
+
+    def constant(self, node: fx.Node, argument: fx.Node | None) -> Array | None:
+        """The numbers of a parameter or buffer that `node` takes, None for None."""
+        if argument is None:
+            return None
+        found = self._constants.get(argument.name)
+        if found is None:
+            self.refuse(node, f"{op_name(node)} with a weight that forward() computes")
+        return np.asarray(found.detach().numpy())
+
+    def emit(
+        self,
+        node: fx.Node,
+        op: str,
+        inputs: list[str],
+        tensors: dict[str, Array] | None = None,
+        attributes: dict[str, Any] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> str:
+        """Append an operation that computes `node`; its shape is `node`'s unless given."""
+        output = f"v{len(self.graph.nodes)}"
+        shape = shape_of(node) if shape is None else shape
+        name = module_path(node) or self.model_name
+        self.graph.nodes.append(
+            Node(op, name, inputs, output, shape, tensors or {}, attributes or {})
+        )
+        self._values[node] = output
+        self._shapes[output] = shape
+        return output
+
+    def alias(self, node: fx.Node, argument: fx.Node) -> None:
+        """`node` is the very value of `argument` (identity, or broadcasting left to the reader)."""
+        if argument in self._values:
+            self._values[node] = self._values[argument]
+        if argument in self._views:
+            self._views[node] = self._views[argument]
+
+    def view(self, node: fx.Node, argument: fx.Node) -> None:
+        """`node` has a shape that we have no value for; a later view may bring it back."""
+        self._views[node] = self.viewed(argument)
+
+    def viewed(self, argument: fx.Node) -> fx.Node:
+        """The node whose numbers `argument` shows in another shape, else `argument` itself."""
+        return self._views.get(argument, argument)
+
+    def refuse(self, node: fx.Node, what: str) -> NoReturn:
+        """Raise the QuernError that says which module of the user's model holds the trouble."""
+        raise QuernError(f"{self.where(node)}: {what} {SUPPORT}")
+
+    def where(self, node: fx.Node) -> str:
+        """Class and module path, as the user would write it: LiteCNNPro.blocks.3.act."""
+        return ".".join(filter(None, (self.model_name, module_path(node))))
+
+
+SUPPORT = (
+    "is not supported by the native engine; supported are add, conv2d, flatten,"
+    " global_average_pool, linear, mul, relu, relu6, sigmoid, and batch_norm after conv2d or linear"
+)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape torch found for a node's tensor, () where the node is no single tensor."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def module_path(node: fx.Node) -> str:
+    """Where in the user's model the node was computed, "" for its own forward()."""
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(stack.values())), "")
+
+
+def op_name(node: fx.Node) -> str:
+    """The operation without its overload: aten.gelu for aten.gelu.default."""
+    return ".".join(str(node.target).split(".")[:2])

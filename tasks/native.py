@@ -1,0 +1,118 @@
+"""Native: build the C++ server, the holder that keeps it, and the Python module, with CMake."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.core.action import progress
+from tasks.core.digest import files_below
+from tasks.core.errors import QuernError
+from tasks.core.recipe import Recipe
+from tasks.core.tools import compiler, package_version, static_library
+
+LIBRARIES = ("event_core", "event_extra", "event_pthreads", "jpeg", "png", "z")
+COMMON = ("native/engine", "native/image")
+
+
+def task_native() -> Iterator[dict[str, Any]]:
+    """Build the C++ server and its holder, and the Python module, from native/."""
+    yield native_recipe(
+        {"server": "quern-server", "holder": "quern-holder"}, (*COMMON, "native/server"), []
+    ).task("server", "Build quern-server and quern-holder with CMake.")
+    suffix = f"cpython-{sys.version_info.major}{sys.version_info.minor}.so"
+    yield native_recipe(
+        {"module": f"quern_native.{suffix}"},
+        (*COMMON, "native/server", "native/python"),
+        ["-DQUERN_PYTHON=ON"],
+    ).task("python", "Build quern_native, the engine as a Python module, with pybind11.")
+
+
+def native_recipe(outputs: dict[str, str], folders: tuple[str, ...], options: list[str]) -> Recipe:
+    """The recipe that builds `outputs` (role → file name) from the sources in `folders`."""
+    sources = ["CMakeLists.txt", *(path for folder in folders for path in files_below(folder))]
+    libraries = [path for name in LIBRARIES if (path := static_library(name))]
+    program = compiler()
+    return Recipe(
+        name="native",
+        version=1,
+        function="tasks.native:build",
+        inputs={"sources": sources},
+        outputs={role: f"native/build/{name}" for role, name in outputs.items()},
+        parameters={"options": options, "names": outputs},
+        tools={
+            "cmake": package_version("cmake"),
+            "pybind11": package_version("pybind11"),
+            "python": sys.version.split()[0],
+        },
+        tool_files=(*([program] if program else []), *libraries),
+    )
+
+
+def build(sources: list[str], options: list[str], names: dict[str, str], **outputs: str) -> None:
+    """Configure and compile in a fresh folder; copy the built files to `outputs` (role → path).
+
+    The folder is fresh because ninja goes by times, and an edit that keeps them must count.
+    Raises QuernError: no compiler, CMake's own complaint, or the first compiler error.
+    """
+    if compiler() is None:
+        raise QuernError(
+            "no C++ compiler: install one (Debian: apt-get install g++; macOS: xcode-select "
+            "--install) or set CXX"
+        )
+    cmake = shutil.which("cmake", path=os.path.dirname(sys.executable)) or "cmake"
+    with tempfile.TemporaryDirectory(dir=Path(next(iter(outputs.values()))).parent) as folder:
+        configure = [cmake, "-S", ".", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+        ninja = shutil.which("ninja", path=os.path.dirname(sys.executable))
+        if ninja:
+            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        run(configure + [f"-DPython_EXECUTABLE={sys.executable}", *options], complain=cmake_complaint)
+        targets = [name.partition(".")[0] for name in names.values()]
+        run([cmake, "--build", folder, "--target", *targets], complain=compiler_complaint)
+        for role, name in names.items():
+            stem = name.partition(".")[0]
+            built = [p for p in Path(folder).rglob(f"{stem}*") if p.is_file() and is_product(p)]
+            shutil.copy(built[0], outputs[role])
+
+
+def is_product(path: Path) -> bool:
+    """Whether a file in the build folder is a linked program or module."""
+    return path.suffix in ("", ".so") and os.access(path, os.X_OK)
+
+
+def run(command: list[str], complain: Any) -> None:
+    """Run one build step; its output goes to the task's log, ninja's counts to the terminal."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    )
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="")
+        lines.append(line.rstrip())
+        step = re.match(r"\[(\d+)/(\d+)\]", line)
+        if step:
+            progress("compiling", int(step[1]), int(step[2]), "files")
+    if process.wait():
+        raise QuernError(complain(lines))
+
+
+def cmake_complaint(lines: list[str]) -> str:
+    """CMake's error message in one line."""
+    text = "\n".join(lines)
+    found = re.search(r"CMake Error[^\n]*\n\s*(.+?)(?:\n\s*\n|\Z)", text, re.DOTALL)
+    return "CMake: " + " ".join((found[1] if found else text[-300:]).split())
+
+
+def compiler_complaint(lines: list[str]) -> str:
+    """The first compiler or linker error."""
+    for line in lines:
+        if re.search(r"\b(error|fatal error|undefined reference)\b", line):
+            return line.strip()
+    return lines[-1] if lines else "the build failed"

@@ -1,0 +1,76 @@
+"""Weights: lower each checkpoint to `model_weights.bin`, with the golden set that proves it."""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tasks.core.action import note
+from tasks.core.configuration import Classifier, load_configuration
+from tasks.core.recipe import Recipe
+from tasks.core.tools import package_version
+
+PROBES = 8
+
+
+def task_weights() -> Iterator[dict[str, Any]]:
+    """Lower each model's checkpoint to model_weights.bin, with a golden set by PyTorch."""
+    for name, model in load_configuration().models.items():
+        yield Recipe(
+            name="weights",
+            version=1,
+            function="tasks.weights:lower",
+            inputs={
+                "checkpoint": f"weights/{name}/checkpoint.pth",
+                "architecture": model.architecture.file,
+                "classes": model.classes,
+                "probes": probe_images(model),
+            },
+            outputs={
+                "weights": f"weights/{name}/model_weights.bin",
+                "golden": f"weights/{name}/golden.json",
+                "details": f"weights/{name}/details.json",
+            },
+            parameters={
+                "class_name": model.architecture.class_name,
+                "arguments": model.architecture.arguments,
+                "preprocess": msgspec.to_builtins(model.preprocess),
+            },
+            tools={"torch": package_version("torch"), "pillow": package_version("pillow")},
+        ).task(name, f"Lower the checkpoint of {name} to model_weights.bin and its golden set.")
+
+
+def probe_images(model: Classifier) -> list[str]:
+    """Up to eight of the model's probe images, spread over those that match."""
+    if model.probes is None:
+        return []
+    matches = sorted(glob.glob(model.probes))
+    step = max(1, len(matches) // PROBES)
+    return matches[::step][:PROBES]
+
+
+def lower(
+    checkpoint: str,
+    architecture: str,
+    classes: str,
+    weights: str,
+    golden: str,
+    details: str,
+    **settings: Any,
+) -> None:
+    """Lower a checkpoint; what was done differently than one may expect is told as notes."""
+    from tasks.models.lower import lower as lower_checkpoint
+
+    notes = lower_checkpoint(
+        Path(checkpoint),
+        Path(architecture),
+        Path(classes),
+        Path(weights),
+        Path(golden),
+        details=Path(details),
+        **settings,
+    )
+    for text in notes:
+        note(text)
