@@ -17,7 +17,7 @@ from tasks.hosts.local import LocalHost
 from tasks.hosts.probe import ProbeFailed, ProbeResult, probe
 from tasks.hosts.releases import Release, install
 from tasks.hosts.unix_http import Refused, Unreachable, ask_port
-from tasks.release import release_files
+from tasks.models.layout import artifact, release_files
 
 LISTEN_HOST = "127.0.0.1"
 CONFIRM_SECONDS = 10.0
@@ -30,7 +30,7 @@ def task_deploy() -> Iterator[dict[str, Any]]:
         if not model.deploy:
             continue
         files = release_files(name, model.classes)
-        manifest = f"weights/{name}/manifest.json"
+        manifest = artifact(name, "manifest.json")
         channels = [
             (host, configuration.hosts[host].root if host in configuration.hosts else None, c, port)
             for host, ports in model.deploy.items()

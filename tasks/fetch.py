@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tasks.core.configuration import CheckpointSource, load_configuration
 from tasks.core.digest import canonical_json
 from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.recipe import Recipe
+from tasks.models.layout import artifact, cycle_of
 
 
 def task_fetch() -> Iterator[dict[str, Any]]:
@@ -26,8 +26,8 @@ def task_fetch() -> Iterator[dict[str, Any]]:
             function="tasks.fetch:fetch",
             inputs=lambda source=source, name=name: {"source": pick_checkpoint(name, source)},
             outputs={
-                "checkpoint": f"weights/{name}/checkpoint.pth",
-                "origin": f"weights/{name}/checkpoint.json",
+                "checkpoint": artifact(name, "checkpoint.pth"),
+                "origin": artifact(name, "checkpoint.json"),
             },
         ).task(name, f"Bring the checkpoint of {name} from {source.path}.")
 
@@ -54,12 +54,6 @@ def pick_checkpoint(model: str, source: CheckpointSource) -> str:
         if unfinished is None:
             return path
     raise TryAgainLater(f"{path}: {unfinished}; left until its writer is done")
-
-
-def cycle_of(path: str) -> int | None:
-    """The training cycle in a path, `…/checkpoints_cycle13/…` → 13, compared as a number."""
-    found = re.findall(r"cycle_?(\d+)", path)
-    return int(found[-1]) if found else None
 
 
 def fetch(source: str, checkpoint: str, origin: str) -> None:

@@ -17,6 +17,7 @@ from tasks.core.recipe import Recipe
 from tasks.core.tools import compiler, package_version, static_library
 
 LIBRARIES = ("event_core", "event_extra", "event_pthreads", "jpeg", "png", "z")
+BUILD = "native/build"
 COMMON = ("native/engine", "native/image")
 
 
@@ -43,7 +44,7 @@ def native_recipe(outputs: dict[str, str], folders: tuple[str, ...], options: li
         version=1,
         function="tasks.native:build",
         inputs={"sources": sources},
-        outputs={role: f"native/build/{name}" for role, name in outputs.items()},
+        outputs={role: f"{BUILD}/{name}" for role, name in outputs.items()},
         parameters={"options": options, "names": outputs},
         tools={
             "cmake": package_version("cmake"),

@@ -9,6 +9,7 @@ from tasks.core.atomic import write_atomically
 from tasks.core.configuration import load_configuration
 from tasks.core.digest import canonical_json, read_digests
 from tasks.core.recipe import Recipe
+from tasks.models.layout import artifact, release_files
 
 # The file each role has in a release's directory.
 ROLE_FILES = {
@@ -20,17 +21,6 @@ ROLE_FILES = {
 }
 
 
-def release_files(model: str, classes: str) -> dict[str, str]:
-    """Role → file here, for everything a release of `model` is made of."""
-    return {
-        "server": "native/build/quern-server",
-        "holder": "native/build/quern-holder",
-        "weights": f"weights/{model}/model_weights.bin",
-        "classes": classes,
-        "golden": f"weights/{model}/golden.json",
-    }
-
-
 def task_release() -> Iterator[dict[str, Any]]:
     """Write each model's release manifest: role → digest."""
     for name, model in load_configuration().models.items():
@@ -40,10 +30,10 @@ def task_release() -> Iterator[dict[str, Any]]:
             function="tasks.release:write_manifest",
             inputs={
                 **release_files(name, model.classes),
-                "origin": f"weights/{name}/checkpoint.json",
-                "details": f"weights/{name}/details.json",
+                "origin": artifact(name, "checkpoint.json"),
+                "details": artifact(name, "details.json"),
             },
-            outputs={"manifest": f"weights/{name}/manifest.json"},
+            outputs={"manifest": artifact(name, "manifest.json")},
             parameters={"model": name},
         ).task(name, f"Write the release manifest of {name}.")
 

@@ -13,7 +13,7 @@ from tasks.core.digest import canonical_json
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.recipe import FunctionAction
-from tasks.fetch import cycle_of
+from tasks.models.layout import cycle_of
 
 FOLDER = "examples/digits"
 

@@ -11,6 +11,7 @@ from tasks.core.action import note
 from tasks.core.configuration import Classifier, load_configuration
 from tasks.core.recipe import Recipe
 from tasks.core.tools import package_version
+from tasks.models.layout import artifact
 
 PROBES = 8
 
@@ -23,15 +24,15 @@ def task_weights() -> Iterator[dict[str, Any]]:
             version=1,
             function="tasks.weights:lower",
             inputs={
-                "checkpoint": f"weights/{name}/checkpoint.pth",
+                "checkpoint": artifact(name, "checkpoint.pth"),
                 "architecture": model.architecture.file,
                 "classes": model.classes,
                 "probes": probe_images(model),
             },
             outputs={
-                "weights": f"weights/{name}/model_weights.bin",
-                "golden": f"weights/{name}/golden.json",
-                "details": f"weights/{name}/details.json",
+                "weights": artifact(name, "model_weights.bin"),
+                "golden": artifact(name, "golden.json"),
+                "details": artifact(name, "details.json"),
             },
             parameters={
                 "class_name": model.architecture.class_name,
