@@ -1,10 +1,12 @@
 """Deploy: make a release live on a host, proved first, with no request lost; or change nothing."""
 
 import getpass
+import glob
 import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,13 @@ def task_deploy() -> Iterator[dict[str, Any]]:
             "name": name,
             "doc": f"Make the release of {name} live: {where}.",
             "actions": [
-                FunctionAction(deploy, manifest=manifest, files=files, channels=channels)
+                FunctionAction(
+                    deploy,
+                    manifest=manifest,
+                    files=files,
+                    channels=channels,
+                    probes=model.probes or "",
+                )
             ],
             "file_dep": [manifest, *files.values()],
             "uptodate": [Live(manifest, channels)],
@@ -63,6 +71,7 @@ def deploy(
     manifest: str,
     files: dict[str, str],
     channels: list[tuple[str, str | None, str, int]],
+    probes: str,
     retry: bool = False,
 ) -> None:
     """Make the release of `manifest` live in every channel. Raises QuernError."""
@@ -72,7 +81,8 @@ def deploy(
         with host.lock(host.root / release.model / "lock"):
             deployment = Deployment(host, release, channel, f"{LISTEN_HOST}:{port}")
             deployment.make_live(files, retry)
-            project.event(task, {"note": deployment.told})
+            image = next(iter(sorted(glob.glob(probes))), "IMAGE")
+            project.event(task, {"note": deployment.told.replace("IMAGE", image)})
 
 
 def host_of(project: Project, name: str, root: str | None) -> LocalHost:
@@ -116,7 +126,8 @@ class Deployment:
         total = sum(self.seconds.values())
         self.told = (
             f"{self.release.label or self.release.id} is live on http://{self.address} "
-            f"after {total:.1f} s; try: curl -F image=@IMAGE http://{self.address}/predict"
+            f"after {total:.1f} s, try:\n"
+            f"  curl -F image=@IMAGE http://{self.address}/predict"
         )
 
     def _load_beside(self, installed: Path) -> Server:
@@ -131,8 +142,8 @@ class Deployment:
         if live:
             try:
                 if live.ask("GET", "/status")["server"] == self.release.digest("server"):
-                    live.ask("POST", "/load", {"release": str(installed)})
-                    return live
+                    loaded = live.ask("POST", "/load", {"release": str(installed)})
+                    return replace(live, loaded=loaded)
             except Unreachable:
                 pass  # a server that doesn't answer is replaced
         return self.holder.start_beside(installed)

@@ -1,6 +1,6 @@
 """Builds quern-server and quern-holder once per test session, by CMake, in a temporary directory.
 
-QUERN_TEST_BUILD names a build directory to use instead (made with any options, e.g. the sanitizers).
+QUERN_TEST_BUILD names a build directory to use instead, made with any options (the sanitizers').
 """
 
 from __future__ import annotations
@@ -26,10 +26,26 @@ def build(directory: Path) -> Binaries:
     given = os.environ.get("QUERN_TEST_BUILD")
     build_directory = Path(given) if given else directory
     if not (build_directory / "CMakeCache.txt").exists():
-        run("cmake", "-S", str(ROOT), "-B", str(build_directory), "-G", "Ninja",
-            "-DCMAKE_BUILD_TYPE=Release")
-    run("cmake", "--build", str(build_directory), "--parallel", "2",
-        "--target", "quern-server", "quern-holder")
+        run(
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build_directory),
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+        )
+    run(
+        "cmake",
+        "--build",
+        str(build_directory),
+        "--parallel",
+        "2",
+        "--target",
+        "quern-server",
+        "quern-holder",
+    )
     server = build_directory / "native" / "server"
     return Binaries(server / "quern-server", server / "quern-holder")
 

@@ -31,7 +31,11 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
     build = tmp_path_factory.mktemp("native")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     configure = ["cmake", "--preset", "release", "-S", str(REPOSITORY), "-B", str(build)]
-    configure += ["-DQUERN_PYTHON=ON", "-DQUERN_SERVER=OFF", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [
+        "-DQUERN_PYTHON=ON",
+        "-DQUERN_SERVER=OFF",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
     for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
         done = subprocess.run(
             command, cwd=REPOSITORY, env=environment, capture_output=True, text=True
@@ -87,7 +91,7 @@ def write_weights(
     Returns the file's xxh3_128, 32 hex digits.
     """
     output = nodes[-1]
-    header = {
+    header: dict[str, Any] = {
         "format": 1,
         "input": {"name": "input", "shape": list(input_shape)},
         "output": output["output"],
@@ -121,8 +125,8 @@ def write_weights(
 
     body = bytearray(48) + text
     body += bytes(-len(body) % 64)
-    for entry, values in zip(entries, tensors.values(), strict=True):
-        body += bytes(entry["offset"] - len(body))
+    for values in tensors.values():
+        body += bytes(-len(body) % 64)
         body += values.astype(">f4").tobytes()
     body[:32] = struct.pack(">8sIIQQ", b"QUERNWTS", 1, 0x01020304, len(body), len(text))
     body[32:48] = xxhash.xxh3_128_digest(bytes(body[:32] + body[48:]))

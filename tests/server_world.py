@@ -4,6 +4,7 @@ directories, real processes, and clients. Nothing here is a stand-in for the pro
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -12,7 +13,6 @@ import os
 import re
 import shutil
 import socket
-import struct
 import subprocess
 import tempfile
 import threading
@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 from PIL import Image
+
+from tests.native_module import node, preprocess, write_weights
 
 CLASSES = 10
 MEAN = [0.485, 0.456, 0.406]
@@ -46,51 +48,22 @@ def parameters(variant: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.fl
     return weight, bias
 
 
+@functools.cache
 def weights_bytes(variant: int = 0) -> bytes:
     """A model_weights.bin (contract 1): mean over the pixels, then linear 3 -> 10."""
     weight, bias = parameters(variant)
-    header: dict[str, Any] = {
-        "format": 1,
-        "input": {"name": "input", "shape": [1, 3, 32, 32]},
-        "output": "v2",
-        "nodes": [
-            {"op": "global_average_pool", "name": "pool", "inputs": ["input"], "output": "v0",
-             "shape": [1, 3, 1, 1], "tensors": {}, "attributes": {}},
-            {"op": "flatten", "name": "flatten", "inputs": ["v0"], "output": "v1",
-             "shape": [1, 3], "tensors": {}, "attributes": {}},
-            {"op": "linear", "name": "head", "inputs": ["v1"], "output": "v2",
-             "shape": [1, CLASSES], "tensors": {"weight": "head.weight", "bias": "head.bias"},
-             "attributes": {}},
-        ],
-        "preprocess": {"mode": "RGB", "resize": [32, 32], "crop": None,
-                       "interpolation": "bilinear", "mean": MEAN, "std": STD},
-        "classes": [str(i) for i in range(CLASSES)],
-    }
-    tensors = [("head.weight", weight), ("head.bias", bias)]
-
-    def described(start: int) -> tuple[list[dict[str, Any]], bytes]:
-        entries, body = [], b""
-        for name, tensor in tensors:
-            body += b"\0" * (-(start + len(body)) % 64)
-            data = tensor.astype(">f4").tobytes()
-            entries.append({"name": name, "shape": list(tensor.shape), "dtype": "float32",
-                            "offset": start + len(body), "length": len(data)})
-            body += data
-        return entries, body
-
-    start = 0
-    while True:  # the header's length depends on the offsets it names
-        header["tensors"], body = described(start)
-        text = canonical(header)
-        needed = -(-(48 + len(text)) // 64) * 64
-        if needed == start:
-            break
-        start = needed
-    text += b"\0" * (start - 48 - len(text))
-    size = start + len(body)
-    head = b"QUERNWTS" + struct.pack(">IIQQ", 1, 0x01020304, size, len(canonical(header)))
-    digest = xxhash.xxh3_128(head + text + body).digest()
-    return head + digest + text + body
+    nodes = [
+        node("global_average_pool", ["input"], "v0", (1, 3, 1, 1)),
+        node("flatten", ["v0"], "v1", (1, 3)),
+        node("linear", ["v1"], "v2", (1, CLASSES), {"weight": "head.weight", "bias": "head.bias"}),
+    ]
+    steps = preprocess("RGB", resize=[32, 32], mean=MEAN, std=STD)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model_weights.bin"
+        write_weights(
+            path, (1, 3, 32, 32), nodes, {"head.weight": weight, "head.bias": bias}, steps
+        )
+        return path.read_bytes()
 
 
 def expected_logits(image: Image.Image, variant: int = 0) -> Logits:
@@ -118,8 +91,8 @@ def png(image: Image.Image) -> bytes:
 
 
 def slow_png() -> bytes:
-    """An image that takes a good part of a second to answer: 49 million pixels."""
-    return png(Image.new("RGB", (7000, 7000), (10, 200, 30)))
+    """An image that takes some tenths of a second to answer: 16 million pixels."""
+    return png(Image.new("RGB", (4000, 4000), (10, 200, 30)))
 
 
 BREEDS = {str(i): {"breed_en": f"breed {i}", "breed_ko": f"견종 {i}"} for i in range(CLASSES)}
@@ -146,22 +119,48 @@ def write_release(
     shutil.copy(server, building / "quern-server")
     probe = small_image()
     logits = expected_logits(probe, variant)
-    golden = {"format": 1,
-              "weights": xxhash.xxh3_128(weights_bytes(variant)).hexdigest(),
-              "tolerance": {"relative": 1e-4},
-              "probes": [{"name": "probe.png", "image": "", "logits": list(logits),
-                          "class_id": int(logits.argmax())}]}
+    golden = {
+        "format": 1,
+        "weights": xxhash.xxh3_128(weights_bytes(variant)).hexdigest(),
+        "tolerance": {"relative": 1e-4},
+        "probes": [
+            {
+                "name": "probe.png",
+                "image": "",
+                "logits": list(logits),
+                "class_id": int(logits.argmax()),
+            }
+        ],
+    }
     (building / "golden.json").write_bytes(canonical(golden) + b"\n")
     roles: dict[str, Any] = {}
-    for role, name in [("server", "quern-server"), ("weights", "model_weights.bin"),
-                       ("classes", "classes.json"), ("golden", "golden.json")]:
+    for role, name in [
+        ("server", "quern-server"),
+        ("weights", "model_weights.bin"),
+        ("classes", "classes.json"),
+        ("golden", "golden.json"),
+    ]:
         data = (building / name).read_bytes()
-        roles[role] = {"file": name, "xxh3_128": xxhash.xxh3_128(data).hexdigest(),
-                       "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        roles[role] = {
+            "file": name,
+            "xxh3_128": xxhash.xxh3_128(data).hexdigest(),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "size": len(data),
+        }
         if changed and role in changed:
             roles[role]["xxh3_128"] = changed[role]
-    manifest = canonical({"format": 1, "model": "digits", "label": f"Cycle {variant}",
-                          "roles": roles, "checkpoint": {}}) + b"\n"
+    manifest = (
+        canonical(
+            {
+                "format": 1,
+                "model": "digits",
+                "label": f"Cycle {variant}",
+                "roles": roles,
+                "checkpoint": {},
+            }
+        )
+        + b"\n"
+    )
     (building / "manifest.json").write_bytes(manifest)
     final = root / xxhash.xxh3_128(manifest).hexdigest()[:16]
     building.rename(final)
@@ -207,8 +206,11 @@ def ask(
     timeout: float = 30,
 ) -> Answer:
     """One request on a connection of its own, to a port or to a Unix socket."""
-    connection = (UnixConnection(where, timeout) if isinstance(where, Path)
-                  else http.client.HTTPConnection("127.0.0.1", where, timeout=timeout))
+    connection = (
+        UnixConnection(where, timeout)
+        if isinstance(where, Path)
+        else http.client.HTTPConnection("127.0.0.1", where, timeout=timeout)
+    )
     with contextlib.closing(connection):
         return ask_on(connection, method, path, body, headers)
 
@@ -222,13 +224,22 @@ def ask_on(
 ) -> Answer:
     connection.request(method, path, body, headers or {})
     response = connection.getresponse()
-    return Answer(response.status, response.read(),
-                  {name.lower(): value for name, value in response.getheaders()})
+    return Answer(
+        response.status,
+        response.read(),
+        {name.lower(): value for name, value in response.getheaders()},
+    )
 
 
 def post_json(where: int | Path, path: str, value: Any, timeout: float = 30) -> Answer:
-    return ask(where, "POST", path, json.dumps(value).encode(),
-               {"Content-Type": "application/json"}, timeout)
+    return ask(
+        where,
+        "POST",
+        path,
+        json.dumps(value).encode(),
+        {"Content-Type": "application/json"},
+        timeout,
+    )
 
 
 PNG = {"Content-Type": "image/png"}
@@ -281,8 +292,10 @@ class Hammer:
     def wait_for(self, release: str, more: int = 20) -> None:
         """Until `release` has answered `more` further requests."""
         before = self.releases.get(release, 0)
-        wait(lambda: self.releases.get(release, 0) >= before + more,
-             f"release {release} to answer; seen {self.releases}, failures {self.failures[:3]}")
+        wait(
+            lambda: self.releases.get(release, 0) >= before + more,
+            f"release {release} to answer; seen {self.releases}, failures {self.failures[:3]}",
+        )
 
 
 # ---- processes -----------------------------------------------------------------------------------
@@ -318,13 +331,17 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path, environment: dict[str, str] | None = None,
-            ) -> Iterator[Running]:
+def running(
+    command: list[str],
+    log: Path,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Running]:
     """A process until the end of the block; its standard error goes to `log`. A sanitizer's report
     in the log fails the test."""
     with log.open("ab") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream,
-                                   env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env={**os.environ, **(environment or {})}
+        )
     result = Running(process, log)
     try:
         yield result

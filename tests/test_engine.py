@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from native_module import native, node, write_weights
+from tests.native_module import native, node, write_weights
 
 __all__ = ["native"]
 
@@ -152,7 +152,9 @@ def test_unary(native: Any, tmp_path: Path, op: str, function: Any) -> None:
 
 
 @pytest.mark.parametrize(("op", "function"), [("add", torch.add), ("mul", torch.mul)])
-@pytest.mark.parametrize("form", ["equal", "per channel", "per channel, first", "both small", "flat"])
+@pytest.mark.parametrize(
+    "form", ["equal", "per channel", "per channel, first", "both small", "flat"]
+)
 def test_binary(native: Any, tmp_path: Path, op: str, function: Any, form: str) -> None:
     x = random_array(1, 1, 3, 4, 5)
     whole = torch.from_numpy(x)
@@ -212,6 +214,7 @@ class Network(torch.nn.Module):
 
 def write_network(path: Path, network: Network) -> str:
     """The file of `network` for inputs [1, 3, 32, 32]."""
+
     def conv(name: str, source: str, output: str, shape: tuple[int, ...], **changes: Any) -> Any:
         names = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
         return node("conv2d", [source], output, shape, names, CONV2D | changes)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
-from sklearn import datasets
+from sklearn import datasets  # type: ignore[import-untyped]
 
-from native_module import native, node, preprocess, write_weights
+from tests.native_module import native, node, preprocess, write_weights
 
 __all__ = ["native"]
 
@@ -61,10 +61,10 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes, *before: b
 
 def interlaced(image: Image.Image) -> bytes:
     """Adam7: the seven reduced images one after the other (PNG specification, section 8.2)."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
     pixels = np.asarray(image)
     rows = b""
-    for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
-                         (1, 0, 2, 2), (0, 1, 1, 2)):  # fmt: skip
+    for x, y, dx, dy in [*passes, (0, 1, 1, 2)]:
         for row in pixels[y::dy, x::dx]:
             if row.size:
                 rows += b"\0" + row.tobytes()
@@ -103,8 +103,11 @@ FILES: dict[str, Callable[[], bytes]] = {
     "JPEG stored as RGB": lambda: encoded(small(), "JPEG", keep_rgb=True),
     "JPEG with restart markers": lambda: encoded(small(), "JPEG", restart_marker_blocks=2),
     "JPEG quality 1": lambda: encoded(small(), "JPEG", quality=1),
-    "JPEG rotated by EXIF": lambda: encoded(small(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01"
-        b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),  # fmt: skip
+    "JPEG rotated by EXIF": lambda: encoded(
+        small(),
+        "JPEG",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+    ),
     "JPEG with bytes after its end": lambda: encoded(small(), "JPEG") + b"and more",
     "JPEG 1x1": lambda: encoded(small(1, 1), "JPEG"),
     "JPEG 9x1": lambda: encoded(small(9, 1), "JPEG"),
@@ -170,7 +173,10 @@ def test_the_interlaced_file_is_the_image_it_was_made_of() -> None:
         (lambda: encoded(small(), "BMP"), 415),
         (lambda: encoded(small(), "WEBP"), 415),
         (lambda: encoded(small(), "TIFF"), 415),
-        (lambda: encoded(Image.fromarray(np.arange(30, dtype=np.uint16).reshape(5, 6)), "PNG"), 415),
+        (
+            lambda: encoded(Image.fromarray(np.arange(30, dtype=np.uint16).reshape(5, 6)), "PNG"),
+            415,
+        ),
         (lambda: png(1, 1, 16, 2, bytes(7)), 415),
         (lambda: png(1, 1, 3, 0, bytes(2)), 400),
         (lambda: png(0, 1, 8, 0, bytes(2)), 400),
@@ -216,7 +222,7 @@ def test_a_damaged_file_is_refused_or_decoded_as_pillow_does(native: Any, name: 
 def test_max_pixels(native: Any) -> None:
     content = encoded(small(20, 10), "PNG")
     assert native.decode(content, "L", max_pixels=200).shape == (10, 20)
-    with pytest.raises(ValueError, match="^413: the image has 20x10 pixels, at most 199"):
+    with pytest.raises(ValueError, match=r"^413: the image has 20x10 pixels, at most 199"):
         native.decode(content, "L", max_pixels=199)
     with pytest.raises(ValueError, match="neither"):
         native.decode(content, "CMYK")
@@ -241,9 +247,7 @@ def test_resize_of_a_picture(
 ) -> None:
     image = picture().convert(mode)
     actual = native.resize(np.asarray(image), (height, width), interpolation)
-    np.testing.assert_array_equal(
-        actual, np.asarray(resized(image, width, height, interpolation))
-    )
+    np.testing.assert_array_equal(actual, np.asarray(resized(image, width, height, interpolation)))
 
 
 @pytest.mark.parametrize("interpolation", RESAMPLING)
@@ -321,11 +325,12 @@ CHAINS = [
 def test_the_chain_down_to_the_network_s_input(
     native: Any, tmp_path: Path, section: dict[str, Any], name: str
 ) -> None:
-    content = {
+    makers: dict[str, Callable[[], bytes]] = {
         "china.jpg": FILES["china.jpg"],
         "tall": lambda: encoded(picture("flower").transpose(Image.Transpose.ROTATE_90), "PNG"),
         "odd": lambda: encoded(small(101, 67), "PNG"),
-    }[name]()
+    }
+    content = makers[name]()
     with Image.open(io.BytesIO(content)) as image:
         expected = torchvision_input(image.convert(section["mode"]), section)
     path = tmp_path / "model_weights.bin"
@@ -348,7 +353,7 @@ def test_predict(native: Any, tmp_path: Path) -> None:
     assert [class_id for class_id, _ in predictions] == list(np.argsort(-scores, kind="stable")[:5])
     np.testing.assert_allclose([s for _, s in predictions], np.sort(scores)[::-1][:5], rtol=1e-6)
     assert len(model.predict(content, top=100)) == 12
-    with pytest.raises(ValueError, match="^415: "):
+    with pytest.raises(ValueError, match=r"^415: "):
         model.predict(b"text")
 
 
@@ -358,5 +363,5 @@ def test_an_image_that_comes_out_in_another_size(native: Any, tmp_path: Path) ->
     write_weights(path, (1, 3, 2, 2), nodes, {}, preprocess("RGB", resize=2))
     model = native.Model(str(path))
     assert model.logits_of_image(encoded(small(9, 9), "PNG")).shape == (12,)
-    with pytest.raises(ValueError, match="^400: .*comes out as 4x2, the model takes 2x2"):
+    with pytest.raises(ValueError, match=r"^400: .*comes out as 4x2, the model takes 2x2"):
         model.logits_of_image(encoded(small(20, 10), "PNG"))

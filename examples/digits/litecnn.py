@@ -73,10 +73,7 @@ class LiteCNNPro(nn.Module):
         )
         channels = [scaled(STEM), *(scaled(outputs) for outputs, _ in BLOCKS)]
         self.blocks = nn.Sequential(
-            *(
-                Block(channels[i], channels[i + 1], stride)
-                for i, (_, stride) in enumerate(BLOCKS)
-            )
+            *(Block(channels[i], channels[i + 1], stride) for i, (_, stride) in enumerate(BLOCKS))
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(

@@ -1,4 +1,4 @@
-// Reads model_weights.bin, format version 1 (docs/model_weights.md). The file may come from
+// Reads model_weights.bin, format version 1 (docs/weight-format.md). The file may come from
 // anywhere, so nothing in it is believed: every length, offset, shape, name and number is checked
 // before use.
 #pragma once

@@ -115,13 +115,9 @@ void Holder::start_current() {
 }
 
 void Holder::run() {
-  for (;;) {
+  while (!left_) {
     loop_.run();
-    if (upgrade_ && upgrade_->ready && !shutting_down_) {
-      become_successor();
-    } else {
-      return;
-    }
+    if (!left_ && upgrade_ && upgrade_->ready) become_successor();
   }
 }
 
@@ -336,7 +332,10 @@ void Holder::shut_down() {
 
 void Holder::leave_when_empty() {
   if (!shutting_down_ || !state_.children.empty()) return;
-  control_->drain(HttpServer::Idle::kClose, [this] { loop_.stop(); });
+  control_->drain(HttpServer::Idle::kClose, [this] {
+    left_ = true;
+    loop_.stop();
+  });
 }
 
 // The successor is asked before anything is given up: it must say that it understands our state.
@@ -378,7 +377,7 @@ void Holder::probe_left(int status) {
   upgrade_->deadline = monotonic_seconds() + kHandoverSeconds;
   check_deadlines();
   control_->drain(HttpServer::Idle::kClose, [this] {
-    upgrade_->ready = true;
+    if (upgrade_) upgrade_->ready = true;
     loop_.stop();
   });
 }

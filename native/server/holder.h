@@ -66,7 +66,7 @@ class Holder {
          HolderState state);
 
   void start_current();  // the release that `current` names, live; nothing when there is none
-  // Runs until every child has left after a shutdown. Comes back only then; an upgrade doesn't.
+  // Comes back when every child has left after a shutdown; after an upgrade it doesn't.
   void run();
 
  private:
@@ -101,6 +101,7 @@ class Holder {
   std::unique_ptr<HttpServer> control_;
   Timer deadlines_;
   bool shutting_down_ = false;
+  bool left_ = false;  // all children have gone, and nobody waits for an answer
 
   struct Upgrade {
     pid_t probe = 0;  // the successor, asked whether it understands our state

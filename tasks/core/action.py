@@ -1,24 +1,23 @@
-"""The child's side of `tasks.core.child`: runs one function, ends with its parent.
+"""The child's side of `tasks.core.child`: runs one function.
 
-Run as `python -m tasks.core.action FD`; the request is one JSON line on standard input, which
-then stays open as the lifeline; events go to file descriptor FD as JSON lines.
+Run as `python -m tasks.core.action REQUEST EVENTS`, two file descriptors: the request is one JSON
+object, events go back as JSON lines.
 """
 
 import importlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from typing import Any
 
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 
 _events: int | None = None
 _last_progress = 0.0
-_parent_is_gone = False
+_sending = threading.Lock()
 
 
 def progress(label: str, done: float, total: float, unit: str = "B") -> None:
@@ -37,40 +36,21 @@ def note(text: str) -> None:
 
 
 def _send(event: dict[str, Any]) -> None:
-    if _events is not None:
-        os.write(_events, json.dumps(event).encode() + b"\n")
-
-
-def _end_with_parent() -> None:
-    global _parent_is_gone
-    while os.read(0, 4096):
-        pass
-    _parent_is_gone = True
-    # The lifeline closed: the parent is gone. Compilers and such below us go with us.
-    os.killpg(0, signal.SIGTERM)
-    time.sleep(1)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _on_terminate(number: int, frame: object) -> None:
-    if not _parent_is_gone:  # else the watching thread goes on to SIGKILL the group
-        os._exit(128 + number)
+    if _events is None:
+        return
+    with _sending:
+        line = json.dumps(event).encode() + b"\n"
+        while line:
+            line = line[os.write(_events, line) :]
 
 
 def main() -> int:
     """Run the requested function; returns the process's exit status."""
     global _events
-    _events = int(sys.argv[1])
+    _events = int(sys.argv[2])
     os.set_inheritable(_events, False)
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 65536)
-        if not piece:
-            return 1
-        line += piece
-    request = json.loads(line)
-    signal.signal(signal.SIGTERM, _on_terminate)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(int(sys.argv[1]), "rb") as reader:
+        request = json.load(reader)
     sys.path.insert(0, os.getcwd())
     try:
         module, _, name = request["function"].partition(":")
@@ -78,15 +58,11 @@ def main() -> int:
         sys.stdout.flush()
         _send({"result": result})
         return 0
-    except QuernError as error:
-        _send({"error": str(error), "try_again_later": isinstance(error, TryAgainLater)})
-    except OSError as error:
-        traceback.print_exc()
-        _send({"error": f"{error.filename or 'a file'}: {error.strerror or error}"})
     except BaseException as error:
-        traceback.print_exc()
-        summary = " ".join(str(error).split())[:300]
-        _send({"error": f"unexpected {type(error).__name__}: {summary}"})
+        if not isinstance(error, QuernError):
+            traceback.print_exc()
+        later = isinstance(error, TryAgainLater)
+        _send({"error": in_one_line(error), "try_again_later": later})
     return 1
 
 

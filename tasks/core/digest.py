@@ -6,6 +6,7 @@ machine or enter provenance. The index remembers a digest under the file's stat 
 """
 
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -79,8 +80,8 @@ def read_digests(
                 fast.update(buffer[:count])
                 if strong:
                     strong.update(buffer[:count])
-                if show:
-                    done += count
+                done += count
+                if show and (done % SHOW_PROGRESS_BYTES == 0 or done == before.st_size):
                     show(os.fspath(path), done, before.st_size)
             after = os.fstat(file.fileno())
         if signature_of(before) == signature_of(after):
@@ -93,18 +94,19 @@ class DigestIndex:
 
     def __init__(self, state: State, progress: Progress | None = None) -> None:
         self._state = state
-        self._entries = {
-            row[0]: Entry(row[1:6], bool(row[6]), row[7], row[8])
-            for row in state.rows(
-                "select path, device, inode, size, mtime_ns, ctime_ns, settled, xxh3, sha256"
-                " from digest"
-            )
-        }
+        self._entries = state.load(self._load)
         self._changed: set[str] = set()
         self._read_this_run: set[str] = set()
         self._lock = threading.Lock()
         self.progress = progress
         self.files_read = 0
+
+    def _load(self) -> dict[str, Entry]:
+        rows = self._state.rows(
+            "select path, device, inode, size, mtime_ns, ctime_ns, settled, xxh3, sha256"
+            " from digest"
+        )
+        return {row[0]: Entry(row[1:6], bool(row[6]), row[7], row[8]) for row in rows}
 
     def digest(self, path: str) -> str:
         """xxh3_128 of a file's bytes, or of a directory's listing (names and digests below it).
@@ -114,6 +116,8 @@ class DigestIndex:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             return self._directory_digest(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise QuernError(f"{path}: is neither a file nor a directory")
         return self._entry(path, status, sha256=False).xxh3
 
     def digests(self, path: str) -> tuple[str, str]:
@@ -124,7 +128,7 @@ class DigestIndex:
 
     def remember(self, path: str, xxh3: str, sha256: str | None = None) -> None:
         """Record the digest of a file just written from content whose digest is known."""
-        self._record(path, signature_of(os.stat(path)), xxh3, sha256)
+        self._record(path, signature_of(os.stat(path)), xxh3, sha256, known=True)
 
     def _entry(self, path: str, status: os.stat_result, sha256: bool) -> Entry:
         entry = self._entries.get(path)
@@ -139,13 +143,20 @@ class DigestIndex:
         self.files_read += 1
         return self._record(path, signature, fast, strong)
 
-    def _record(self, path: str, signature: Signature, xxh3: str, sha256: str | None) -> Entry:
-        age = time.time_ns() - max(signature[3], signature[4])
+    def _record(
+        self,
+        path: str,
+        signature: Signature,
+        xxh3: str,
+        sha256: str | None,
+        known: bool = False,
+    ) -> Entry:
+        age = time.time_ns() - signature[4]
         entry = Entry(signature, age > SETTLE_NS, xxh3, sha256)
         with self._lock:
             self._entries[path] = entry
             self._changed.add(path)
-            if age > TICK_NS:
+            if known or age > TICK_NS:
                 self._read_this_run.add(path)
             else:
                 self._read_this_run.discard(path)
@@ -183,8 +194,6 @@ def files_below(directory: str | os.PathLike[str]) -> Iterable[str]:
 
 def canonical_json(value: object) -> bytes:
     """The one JSON form of `value`: sorted keys, no spaces, UTF-8, so that its digest repeats."""
-    import json
-
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode()
 

@@ -9,3 +9,12 @@ class QuernError(Exception):
 class TryAgainLater(QuernError):
     """A fault that is likely to pass (a lock held, a host out of reach): exit status 75,
     EX_TEMPFAIL of sysexits.h."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Any error as one line for the user."""
+    if isinstance(error, QuernError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,7 +1,8 @@
 """One run at a time per project directory.
 
 An flock on `.quern/lock`: the kernel lets go of it however its holder dies, so it is never
-stale. The file says who holds it. Children don't inherit the descriptor.
+stale. The file says who holds it. Of our children only the guardians keep it open, for the
+moment in which they end what a killed run left (`tasks.core.guardian`).
 """
 
 import fcntl
@@ -9,12 +10,18 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 from tasks.core.errors import QuernError, TryAgainLater
 
 
+LEFTOVERS_SECONDS = 5.0
+
+
 class ProjectLock:
     """Held from acquire() to release() or the end of the process."""
+
+    held: ClassVar[int | None] = None  # the descriptor, for the guardians
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,16 +39,17 @@ class ProjectLock:
             raise QuernError(
                 f"{self.path}: can't be written ({error.strerror}); check the folder's permissions"
             ) from None
-        deadline = time.monotonic() + wait_seconds
+        started = time.monotonic()
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = self._holder(descriptor)
+                holder = self._holder(descriptor)
+                wait = wait_seconds if _is_alive(holder) else max(wait_seconds, LEFTOVERS_SECONDS)
+                if time.monotonic() - started >= wait:
                     os.close(descriptor)
-                    raise TryAgainLater(f"another doit is at work here: {holder}") from None
+                    raise TryAgainLater(f"another doit is at work here: {_named(holder)}") from None
                 time.sleep(0.05)
         holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.time()}
         try:
@@ -50,19 +58,39 @@ class ProjectLock:
         except OSError as error:
             os.close(descriptor)
             raise QuernError(f"{self.path}: can't be written ({error.strerror})") from None
-        self._descriptor = descriptor
+        self._descriptor = ProjectLock.held = descriptor
+        os.register_at_fork(after_in_child=self.release)
 
     def release(self) -> None:
         """Let the lock go."""
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = None
+            self._descriptor = ProjectLock.held = None
 
     @staticmethod
-    def _holder(descriptor: int) -> str:
+    def _holder(descriptor: int) -> dict[str, Any]:
         try:
             holder = json.loads(os.pread(descriptor, 4096, 0))
-            since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
-            return f"process {holder['pid']} on {holder['host']} since {since}"
+            return {"pid": int(holder["pid"]), "host": holder["host"], "since": holder["since"]}
         except (ValueError, KeyError, TypeError):
-            return "a process that has just started"
+            return {}
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether the holder lives; if not, guardians are ending what it left, in a moment."""
+    if not holder or holder["host"] != os.uname().nodename:
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "a process that has just started"
+    since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
+    return f"process {holder['pid']} on {holder['host']} since {since}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.core.digest import DigestIndex
+from tasks.core.digest import DigestIndex, digest_of_bytes
 from tasks.core.lock import ProjectLock
 from tasks.core.state import State
 from tasks.core.store import Store
@@ -20,14 +20,21 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.private = root / ".quern"
-        self.state = State(self.private / "state.db")
-        self.index = DigestIndex(self.state)
-        self.store = Store(self.private / "store", self.index)
         self.lock = ProjectLock(self.private / "lock")
         self.event: Callable[[str, dict[str, Any]], None] = lambda task, event: None
 
+    def open(self) -> None:
+        """Open the database, and the digest index and the store on it. Raises QuernError."""
+        self.state = State(self.private / "state.db")
+        self.index = DigestIndex(self.state)
+        self.store = Store(self.private / "store", self.index)
+
+    def remove_leftovers(self) -> None:
+        """Remove the work directories of killed runs; only for the holder of the lock."""
+        shutil.rmtree(self.private / "work", ignore_errors=True)
+
     def work_directory(self, task: str) -> Path:
-        """A fresh, empty directory for one run of a task; what a killed run left is removed."""
+        """A fresh, empty directory for one run of a task."""
         work = self.private / "work" / file_name(task)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -51,10 +58,17 @@ class Project:
 
     def close(self) -> None:
         """Save the digest index and close the database."""
-        self.index.save()
-        self.state.close()
+        try:
+            self.index.save()
+        finally:
+            self.state.close()
 
 
 def file_name(task: str) -> str:
-    """A task's name as a file name: `weights:digits` → `weights.digits`."""
-    return "".join(c if c.isalnum() or c in "-_@" else "." for c in task)
+    """A task's name as a file name of its own: `weights:digits` → `weights.digits`."""
+    plain = "-_@"
+    name = "".join(
+        "." if c == ":" else c if c.isascii() and (c.isalnum() or c in plain) else f"%{ord(c):x}"
+        for c in task
+    )
+    return name if len(name) <= 200 else f"{name[:160]}{digest_of_bytes(task.encode())}"

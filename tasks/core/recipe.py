@@ -5,6 +5,7 @@ digests. A known key's outputs come from the store; an unknown one's function ru
 process, into a work directory, and its outputs are checked, stored and renamed into place.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from doit.action import BaseAction
 from doit.exceptions import BaseFail, TaskError, TaskFailed
 
 from tasks.core.child import call_in_child
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.store import Artifact, recipe_key
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Recipe:
     `function` is "module:function"; it is called with every input, output and parameter as a
     keyword argument (paths as strings; outputs are paths in the work directory). `inputs` may
     be a function that finds them when the task's turn comes (a watched folder). `tools` are
-    versions of what does the work; `tool_files` are programs and libraries that count by
-    digest but are not passed on.
+    versions of what does the work; `tool_files` are programs, libraries and modules that count
+    by digest but are not passed on. The module of `function` itself always counts.
     """
 
     name: str
@@ -68,7 +69,12 @@ class Recipe:
         self, inputs: Mapping[str, Paths], digest: Callable[[str], str]
     ) -> dict[str, str]:
         """All that the result depends on; raises FileNotFoundError for a missing input."""
-        components = {"recipe version": str(self.version)}
+        module = self.function.partition(":")[0]
+        components = {
+            "recipe version": str(self.version),
+            "function": self.function,
+            f"code {module}": digest(source_file(module)),
+        }
         for name, value in self.parameters.items():
             components[f"parameter {name}"] = json.dumps(value, sort_keys=True)
         for name, version in self.tools.items():
@@ -78,6 +84,20 @@ class Recipe:
         for path in each_path(inputs):
             components[f"input {path}"] = digest(path)
         return components
+
+
+def source_file(module: str) -> str:
+    """The file of a Python module, found as the child process will find it. Raises QuernError."""
+    path = f"{module.replace('.', '/')}.py"
+    if os.path.exists(path):
+        return path
+    try:
+        found = importlib.util.find_spec(module)
+    except ImportError:
+        found = None
+    if found is None or found.origin is None:
+        raise QuernError(f"recipe function's module {module} does not exist; correct its name")
+    return found.origin
 
 
 def each_path(inputs: Mapping[str, Paths]) -> list[str]:
@@ -99,6 +119,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         self.out = self.err = self.result = None
         self.values: dict[str, Any] = {}
         self.outcome = ""
+        self.always = False  # --always-execute: run even if the store has the result
         self.inputs: Mapping[str, Paths] = {}
         self.components: dict[str, str] = {}
         self.targets: dict[str, str] = {}
@@ -119,17 +140,15 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         """Bring the outputs: from the store, or by running the function."""
         assert self.project is not None
         try:
-            outputs = self.project.store.result(self.key)
+            outputs = None if self.always else self.project.store.result(self.key)
             self.outcome = "restored" if outputs is not None else "ran"
             if outputs is None:
                 outputs = self._run()
             for role, target in self.recipe.outputs.items():
                 self.project.store.place(outputs[role], Path(target))
                 self.targets[target] = outputs[role].digest
-        except QuernError as error:
+        except (QuernError, OSError) as error:
             return failed(error)
-        except OSError as error:
-            return failed(QuernError(f"{error.filename or 'a file'}: {error.strerror or error}"))
         return None
 
     def _run(self) -> dict[str, Artifact]:
@@ -150,7 +169,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
                 lambda event: project.event(self.task.name, event),
             )
             for role, path in paths.items():
-                if not os.path.exists(path):
+                if not os.path.lexists(path):
                     raise QuernError(f"its declared target {recipe.outputs[role]} was not made")
             self._refuse_edited_inputs()
             outputs = {role: project.store.take(Path(path)) for role, path in paths.items()}
@@ -191,16 +210,14 @@ class FunctionAction(BaseAction):  # type: ignore[misc]
                 project=self.project, task=self.task.name, **self.arguments, **options
             )
             self.values = values if isinstance(values, dict) else {}
-        except QuernError as error:
+        except (QuernError, OSError) as error:
             return failed(error)
-        except OSError as error:
-            return failed(QuernError(f"{error.filename or 'a file'}: {error.strerror or error}"))
         return None
 
 
-def failed(error: QuernError) -> BaseFail:
+def failed(error: QuernError | OSError) -> BaseFail:
     """The error as doit's failure; a passing fault keeps its mark for the exit status."""
-    failure = TaskFailed(str(error))
+    failure = TaskFailed(in_one_line(error))
     failure.try_again_later = isinstance(error, TryAgainLater)
     return failure
 

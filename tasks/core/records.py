@@ -6,21 +6,24 @@ last success, every target has the digest it had then, and no run of it was cut 
 """
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from doit.action import CmdAction
 from doit.dependency import DependencyStatus, UptodateCalculator
 
-from tasks.core.digest import canonical_json, digest_of_bytes
-from tasks.core.errors import QuernError
+from tasks.core.digest import digest_of_bytes
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
 from tasks.core.reasons import Reason, differences
-from tasks.core.recipe import RecipeAction
+from tasks.core.recipe import FunctionAction, RecipeAction
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Judgement:
 
     reasons: list[Reason] = field(default_factory=list)
     error: str = ""
+    try_again_later: bool = False
     components: dict[str, str] = field(default_factory=dict)
 
 
@@ -38,11 +42,14 @@ class Records:
     def __init__(self, project: Project) -> None:
         self.project = project
         self.name = str(project.state.path)
-        rows = project.state.rows("select name, record from task")
-        self._records: dict[str, dict[str, Any]] = {n: json.loads(r) for n, r in rows}
-        self._interrupted = {name for (name,) in project.state.rows("select name from running")}
+        self._records, self._interrupted = project.state.load(self._load)
         self._judged: dict[str, Judgement] = {}
         self._closed = False
+
+    def _load(self) -> tuple[dict[str, dict[str, Any]], set[str]]:
+        rows = self.project.state.rows("select name, record from task")
+        running = self.project.state.rows("select name from running")
+        return {name: json.loads(record) for name, record in rows}, {name for (name,) in running}
 
     # -- judging ---------------------------------------------------------------------------
 
@@ -73,12 +80,13 @@ class Records:
             judgement.error = f"its input {error.filename} can't be read: {error.strerror}"
             return judgement
         except QuernError as error:
-            judgement.error = str(error)
+            judgement.error = in_one_line(error)
+            judgement.try_again_later = isinstance(error, TryAgainLater)
             return judgement
         record = self._records.get(task.name)
         if record is None:
             # Group tasks have no actions and nothing to record.
-            if task.actions or task.targets:
+            if task._actions or task.targets:
                 judgement.reasons.append(Reason("first"))
         else:
             judgement.reasons.extend(differences(record["components"], judgement.components))
@@ -87,7 +95,7 @@ class Records:
                 judgement.reasons.append(Reason("failed"))
         if task.name in self._interrupted:
             judgement.reasons.append(Reason("interrupted"))
-        if not (judgement.reasons or says_when or task.file_dep or action or not task.actions):
+        if not (judgement.reasons or says_when or task.file_dep or action or not task._actions):
             judgement.reasons.append(Reason("always"))
         changed = {r.subject.partition(" ")[2] for r in judgement.reasons if r.kind == "changed"}
         task.dep_changed = [path for path in task.file_dep if record is None or path in changed]
@@ -273,26 +281,28 @@ def _result(task: Any) -> Any:
 
 def _definition(actions: list[Any]) -> str:
     """What the actions do, as text: commands as written, functions by their compiled code."""
-    parts = []
-    for action in actions:
-        function, arguments = action, ""
-        if isinstance(action, tuple):
-            function, arguments = action[0], repr(action[1:])
-        if hasattr(function, "function"):  # a FunctionAction
-            arguments = canonical_json(_printable(function.arguments)).decode()
-            function = function.function
-        code = getattr(function, "__code__", None)
-        parts.append((_code_text(code) if code else repr(function)) + arguments)
-    return "\n".join(parts)
+    return "\n".join(_text(action) for action in actions)
 
 
-def _printable(arguments: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in arguments.items()}
-
-
-def _code_text(code: CodeType) -> str:
-    constants = [
-        _code_text(constant) if isinstance(constant, CodeType) else repr(constant)
-        for constant in code.co_consts
-    ]
-    return f"{code.co_code.hex()}{constants}{code.co_names}"
+def _text(value: Any) -> str:
+    """`value` as text that repeats from process to process."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{_text(k)}:{_text(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_text(item) for item in value)}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{','.join(sorted(_text(item) for item in value))}}}"
+    if isinstance(value, CodeType):
+        return f"{value.co_code.hex()}{_text(value.co_consts)}{value.co_names}"
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _text([value.__code__, value.__defaults__, value.__kwdefaults__, cells])
+    if isinstance(value, MethodType):
+        return _text(value.__func__)
+    if isinstance(value, FunctionAction):
+        return _text([value.function, value.arguments])
+    if isinstance(value, CmdAction):
+        return _text(value._action)
+    if isinstance(value, partial):
+        return _text([value.func, value.args, value.keywords])
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -23,6 +23,7 @@ class QuernReporter:
 
     def __init__(self, outstream: Any, options: dict[str, Any]) -> None:
         self.outstream = outstream
+        self.errstream = sys.stderr  # Python actions in other threads put others in its place
         self.started: dict[str, float] = {}
         self.notes: dict[str, list[str]] = {}
         self.lock = threading.Lock()
@@ -78,7 +79,7 @@ class QuernReporter:
         if task.executed and self.project.log_path(task.name).exists():
             log = self.project.log_path(task.name).relative_to(self.project.root)
             where = f" (log: {log})"
-        self.error(f"{task.name}: {' '.join(fail.message.split())}{where}")
+        self.error(f"{task.name}: {_message(fail)}{where}")
 
     def skip_uptodate(self, task: Any) -> None:
         """Nothing changed: nothing is said."""
@@ -88,11 +89,11 @@ class QuernReporter:
 
     def cleanup_error(self, exception: Any) -> None:
         """A teardown failed."""
-        self.error(exception.get_msg())
+        self.error(_message(exception))
 
     def runtime_error(self, message: str) -> None:
         """doit itself refused to go on."""
-        self.error(message)
+        self.error(" ".join(message.split()))
 
     def teardown_task(self, task: Any) -> None:
         """Nothing is said of teardowns."""
@@ -121,7 +122,7 @@ class QuernReporter:
 
     def error(self, text: str) -> None:
         """One line of failure."""
-        self._print(sys.stderr, text)
+        self._print(self.errstream, text)
 
     def _print(self, stream: Any, text: str) -> None:
         with self.lock:
@@ -183,7 +184,7 @@ class JsonReporter(QuernReporter):
 
     def add_failure(self, task: Any, fail: Any) -> None:
         """A task failed."""
-        self._emit("failed", task=task.name, error=" ".join(fail.message.split()))
+        self._emit("failed", task=task.name, error=_message(fail))
 
     def skip_uptodate(self, task: Any) -> None:
         """A task is up to date."""
@@ -210,6 +211,14 @@ class JsonReporter(QuernReporter):
         with self.lock:
             self.outstream.write(json.dumps({"event": event, **fields}) + "\n")
             self.outstream.flush()
+
+
+def _message(fail: Any) -> str:
+    """A failure in one line; of a Python action's exception, what it says."""
+    text = " ".join(fail.message.split())
+    if text == "PythonAction Error" and fail.traceback:
+        return " ".join(fail.traceback[-1].split())
+    return text
 
 
 def _is_shown(task: Any) -> bool:

@@ -7,14 +7,22 @@ import json
 import time
 from typing import Any
 
-from doit.exceptions import DependencyError, TaskFailed, UnmetDependency
+from doit.exceptions import (
+    DependencyError,
+    InvalidTask,
+    TaskError,
+    TaskFailed,
+    UnmetDependency,
+)
 from doit.runner import MThreadRunner, Runner
 
-from tasks.core.errors import QuernError
+from tasks.core.errors import QuernError, in_one_line
+from tasks.core.lifeline import GuardedCommand
 from tasks.core.project import Project
 from tasks.core.reasons import Reason
-from tasks.core.recipe import failed
+from tasks.core.recipe import FunctionAction, RecipeAction, failed
 from tasks.core.records import Records, recipe_action
+from tasks.core.state import StateError
 
 
 class CommitEachTask:
@@ -28,7 +36,7 @@ class CommitEachTask:
         """Note the start of the run, for `doit why`."""
         self.up_to_date: list[str] = []
         self.started: dict[str, float] = {}
-        self.passing_faults_only = True
+        self.passing_faults = self.lasting_faults = 0
         self.project = project
         self.run_number = 0
 
@@ -40,13 +48,35 @@ class CommitEachTask:
         return self.run_number
 
     def select_task(self, node: Any, tasks: dict[str, Any]) -> bool:
-        runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
+        try:
+            runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
+        except (InvalidTask, StateError):
+            raise
+        except Exception as error:  # a fault in the task's own `uptodate` or `inputs`
+            self._handle_task_error(node, told(error))
+            return False
         if node.run_status == "up-to-date" and node.task._actions:
             self.up_to_date.append(node.task.name)
         if runs and node.task._actions:
+            self._prepare(node.task)
             self.dep_manager.mark_running(node.task)
         self.started[node.task.name] = time.monotonic()
         return runs
+
+    def _prepare(self, task: Any) -> None:
+        for action in [*task.actions, *task.teardown]:
+            if isinstance(action, FunctionAction):
+                action.project = self.project
+            elif isinstance(action, RecipeAction):
+                action.always = self.always_execute
+            else:
+                GuardedCommand.guard(action)
+
+    def execute_task(self, task: Any) -> Any:
+        try:
+            return super().execute_task(task)  # type: ignore[misc]
+        except Exception as error:
+            return told(error)
 
     def process_task_result(self, node: Any, base_fail: Any) -> None:
         task = node.task
@@ -54,8 +84,10 @@ class CommitEachTask:
             if base_fail is None:
                 base_fail = self._unsound(task)
             super().process_task_result(node, base_fail)  # type: ignore[misc]
+        except StateError:
+            raise
         except (QuernError, OSError) as error:
-            self._handle_task_error(node, failed(QuernError(str(error))))
+            self._handle_task_error(node, failed(error))
             return
         if base_fail is None and task._actions:
             action = recipe_action(task)
@@ -74,11 +106,14 @@ class CommitEachTask:
         return None
 
     def _handle_task_error(self, node: Any, base_fail: Any) -> None:
-        if not getattr(base_fail, "try_again_later", False):
-            unmet = isinstance(base_fail, UnmetDependency)
-            self.passing_faults_only = self.passing_faults_only and unmet
         if isinstance(base_fail, DependencyError):
-            base_fail.message = self.dep_manager.judgement(node.task).error or base_fail.message
+            judgement = self.dep_manager.judgement(node.task)
+            base_fail.message = judgement.error or base_fail.message
+            base_fail.try_again_later = judgement.try_again_later
+        if getattr(base_fail, "try_again_later", False):
+            self.passing_faults += 1
+        elif not isinstance(base_fail, UnmetDependency):
+            self.lasting_faults += 1
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
         self._decide(node.task, "failed", base_fail.message)
 
@@ -99,6 +134,11 @@ class CommitEachTask:
         with self.project.state.transaction() as connection:
             connection.execute("replace into decision values (?,?,?,?,?,?,?)", row)
 
+    @property
+    def only_passing_faults(self) -> bool:
+        """Whether trying again later is all there is to do."""
+        return self.passing_faults > 0 and self.lasting_faults == 0
+
     def end(self) -> None:
         """Note the end of the run and what was up to date in it."""
         with self.project.state.transaction() as connection:
@@ -113,7 +153,19 @@ class CommitEachTask:
                     "insert into run (started, ended, up_to_date) values (?,?,?)",
                     (time.time(), time.time(), up_to_date),
                 )
+            # Of earlier runs only the times are kept: the lists would fill the disk.
             connection.execute("delete from run where id <= (select max(id) from run) - 1000")
+            connection.execute(
+                "update run set up_to_date=null"
+                " where up_to_date is not null and id < (select max(id) from run)"
+            )
+
+
+def told(error: Exception) -> Any:
+    """An error nobody foresaw, as doit's failure: one line, and its traceback for the log."""
+    failure = TaskError("", error)
+    failure.message = in_one_line(error)
+    return failure
 
 
 class SerialRunner(CommitEachTask, Runner):  # type: ignore[misc]

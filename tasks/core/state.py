@@ -10,11 +10,14 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from tasks.core.errors import QuernError
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -28,6 +31,10 @@ create table decision (
   name text primary key, run integer not null, at real not null, outcome text not null,
   seconds real, message text, reasons text not null) without rowid;
 """
+
+
+class StateError(QuernError):
+    """Nothing can be recorded: the run ends."""
 
 
 class State:
@@ -44,10 +51,9 @@ class State:
             try:
                 self._connection = self._open()
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
+                if not _is_damage(error):
                     raise
-                self._set_aside(error)
-                self._connection = self._open()
+                self._start_anew(error)
         except (OSError, sqlite3.OperationalError) as error:
             raise QuernError(
                 f"{path}: can't be written ({error}); check the folder's permissions and free space"
@@ -73,7 +79,18 @@ class State:
             raise sqlite3.DatabaseError("failed its integrity check")
         return connection
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+    def load(self, read: Callable[[], T]) -> T:
+        """What `read` makes of the rows; if they are damaged, what it makes of an empty database."""
+        try:
+            return read()
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            if not _is_damage(error):
+                raise QuernError(f"{self.path}: can't be read ({error})") from None
+            self._start_anew(error)
+            return read()
+
+    def _start_anew(self, error: Exception) -> None:
+        """Set the damaged database aside and open an empty one."""
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
         os.replace(self.path, aside)
         for suffix in ("-wal", "-shm"):
@@ -82,6 +99,7 @@ class State:
             f"{self.path}: damaged ({error}); set aside as {aside.name}, "
             "a new one is filled from the files and the store\n"
         )
+        self._connection = self._open()
 
     def rows(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         """All rows of `query`."""
@@ -96,7 +114,7 @@ class State:
                 with _transaction(self._connection):
                     yield self._connection
             except sqlite3.DatabaseError as error:
-                raise QuernError(
+                raise StateError(
                     f"{self.path}: can't be written ({error}); "
                     "check free space and permissions, then run again"
                 ) from None
@@ -107,12 +125,20 @@ class State:
             self._connection.close()
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is to blame, and not the disk, the permissions or another process."""
+    if not isinstance(error, sqlite3.OperationalError):
+        return True
+    return str(error).startswith(("no such table", "no such column", "Could not decode"))
+
+
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("begin immediate")
     try:
+        connection.execute("begin immediate")
         yield
-    except BaseException:
-        connection.execute("rollback")
+        connection.execute("commit")
+    except BaseException:  # an interrupt comes at any line
+        if connection.in_transaction:
+            connection.execute("rollback")
         raise
-    connection.execute("commit")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.atomic import sync_directory, write_atomically
-from tasks.core.digest import DigestIndex, canonical_json, digest_of_bytes
+from tasks.core.digest import DigestIndex, canonical_json, digest_of_bytes, read_digests
+from tasks.core.errors import QuernError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,14 @@ class Store:
 
     def take(self, path: Path) -> Artifact:
         """Move a finished file into the store (the file is gone from `path` afterwards)."""
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise IsADirectoryError(f"{path}: an output must be a regular file")
-        digest = self._index.digest(str(path))
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise QuernError(f"its output {path.name} is not a regular file")
+        if status.st_nlink > 1:  # an edit through its other name would reach the store
+            alone = path.with_name(f"{path.name}.alone")
+            _clone(path, alone)
+            os.replace(alone, path)
+        _, digest, _ = read_digests(path, progress=self._index.progress)
         destination = self.object_path(digest)
         if self._is_whole(destination, digest):
             path.unlink()
@@ -54,7 +59,7 @@ class Store:
             os.replace(path, destination)
             sync_directory(destination.parent)
             self._index.remember(str(destination), digest)
-        return Artifact(digest, bool(mode & stat.S_IXUSR))
+        return Artifact(digest, bool(status.st_mode & stat.S_IXUSR))
 
     def place(self, artifact: Artifact, target: Path) -> None:
         """Put a copy of the artifact at `target` by rename; nothing to do if it is there already.
@@ -62,14 +67,18 @@ class Store:
         The copy shares its blocks with the store where the file system can (reflink). It is
         never a hard link: an edit in place of the target would reach the store.
         """
+        for parent in target.parents:
+            if parent.is_file():
+                raise QuernError(f"{parent}: is a file where a directory belongs; move it away")
+        if target.is_dir():
+            raise QuernError(f"{target}: is a directory where a file belongs; move it away")
+        temporary = target.with_name(f".{target.name}.partial")
         with contextlib.suppress(FileNotFoundError):
             if self._index.digest(str(target)) == artifact.digest:
+                temporary.unlink(missing_ok=True)  # a killed run may have left it
                 return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir() and not target.is_symlink():
-            raise IsADirectoryError(f"{target}: is a directory where a file belongs; move it away")
-        temporary = target.with_name(f".{target.name}.partial")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             _clone(self.object_path(artifact.digest), temporary)
             os.chmod(temporary, 0o755 if artifact.executable else 0o644)
             os.replace(temporary, target)

@@ -4,7 +4,7 @@ Protocol: docs/server.md. No pid files: the holder answers on its Unix socket, o
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ START_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server process under a holder; `state` is standby, live or draining."""
+    """A server process under a holder; `state` is standby, live or draining. `loaded` are the
+    release and digests that a live one read to load another release beside its own."""
 
     channel: Path
     pid: int
     release: Path
     admin: str
     state: str
+    loaded: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, method: str, target: str, body: Any = None, timeout: float = 30) -> Any:
         """One request on the server's admin socket. Raises Unreachable, Refused."""
@@ -98,10 +100,11 @@ class Holder:
         self.ask("POST", "/stop", {"pid": server.pid})
 
     def last_words(self) -> str:
-        """The last line that the holder or its servers logged."""
+        """The last line that a server logged, else the holder's own."""
         data = self.host.read(self.channel / "holder.log") or b""
         lines = data[-4096:].decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        by_servers = [line for line in lines[-8:] if " quern-holder[" not in line]
+        return next(iter([*by_servers[-1:], *lines[-1:]]), "it said nothing")
 
     def _end_of(self, pid: int) -> str:
         for ended in self.ask("GET", "/status")["exited"]:

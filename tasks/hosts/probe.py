@@ -57,10 +57,9 @@ def probe(server: Server, directory: Path, release: Release) -> ProbeResult:
 
 
 def _check_digests(server: Server, release: Release) -> None:
-    status = server.ask("GET", "/status")
-    loaded = status["candidate"] or status["release"]
-    if loaded != release.id:
-        raise ProbeFailed(f"it loaded release {loaded}, {release.id} was asked for")
+    status = server.ask("GET", "/status") | server.loaded
+    if status["release"] != release.id:
+        raise ProbeFailed(f"it loaded release {status['release']}, {release.id} was asked for")
     for role in ("server", "weights", "classes"):
         if status[role] != release.digest(role):
             raise ProbeFailed(

@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.core.errors import QuernError
 
-FORMS = "an array of strings or objects, or an object keyed \"0\", \"1\", …"
+FORMS = 'an array of strings or objects, or an object keyed "0", "1", …'
 
 
 def read_classes(path: Path) -> list[str]:

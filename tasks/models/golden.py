@@ -1,8 +1,6 @@
 """The golden set: images with PyTorch's own logits, against which every server is proved."""
 
 import base64
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from tasks.core.digest import canonical_json, digest_of_bytes
 from tasks.core.errors import QuernError
 from tasks.models.preprocess import Preprocess, decode, preprocess
+from tasks.models.threads import one_thread
 
 TOLERANCE = 1e-4  # max|a - b| / max(1, max|b|) between a server's logits and these
 
@@ -34,7 +33,10 @@ def network_inputs(probes: list[tuple[str, bytes]], settings: Preprocess) -> lis
 
 
 def eager(model: nn.Module, network_input: Tensor) -> Tensor:
-    """The model's logits [1, classes] in float32; the same bits every time on one machine."""
+    """The model's logits [1, classes] in float32.
+
+    On one thread sums are taken in one order, so that the bits repeat on one machine.
+    """
     with torch.no_grad(), one_thread():
         logits: Tensor = model(network_input)
     return logits
@@ -63,14 +65,3 @@ def encode_golden(weights: bytes, probes: list[tuple[str, bytes]], logits: list[
 def shortest(value: np.float32) -> float:
     """The float whose text is the shortest that reads back as this float32."""
     return float(str(value))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: sums are then taken in one order, whatever else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

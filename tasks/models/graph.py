@@ -9,7 +9,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One operation; docs/weight-format.md says what each `op` means.
 
@@ -18,7 +18,7 @@ class Node:
     """
 
     op: str
-    name: str  # module path in the user's model
+    name: str  # module path in the user's model; the class for its own forward()
     inputs: list[str]
     output: str
     shape: tuple[int, ...]
@@ -48,6 +48,12 @@ class Graph:
         for node in self.nodes:
             node.inputs = [new if value == old else value for value in node.inputs]
         self.output = new if self.output == old else self.output
+
+    def prune(self) -> None:
+        """Remove what the output doesn't depend on, an auxiliary head's last steps for instance."""
+        for node in reversed(list(self.nodes)):
+            if self.uses(node.output) == 0:
+                self.nodes.remove(node)
 
     def renumber(self) -> None:
         """Name the values v0, v1, … in order, so that the file doesn't show what was erased."""

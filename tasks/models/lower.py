@@ -17,6 +17,7 @@ from tasks.models.interpreter import relative_difference, run
 from tasks.models.lowering import lower_model
 from tasks.models.preprocess import parse_preprocess
 from tasks.models.probes import probe_files
+from tasks.models.threads import one_thread
 from tasks.models.weights_file import decode, encode
 
 
@@ -55,9 +56,10 @@ def lower(
             f" {list(logits[0].shape)}; it must return [1, {len(labels)}], one logit a class"
         )
 
-    graph = lower_model(model, shape)
-    data = encode(graph, settings.as_json(), labels)
-    prove(data, model, inputs, logits)
+    with one_thread():
+        graph = lower_model(model, shape)
+        data = encode(graph, settings.as_json(), labels)
+        prove(data, model, inputs, logits)
 
     write_atomically(weights, data)
     write_atomically(golden, encode_golden(data, images, logits))

@@ -47,6 +47,7 @@ def evaluates(op: str) -> Callable[[Evaluation], Evaluation]:
 
 @lowers("aten.conv2d.default", "aten.conv2d.padding")
 def lower_conv2d(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """Weights OIHW as stored; a bias of zeros where there is none."""
     weight = t.constant(node, given["weight"])
     if weight is None or len(shape_of(given["input"])) != 4:
         t.refuse(node, "aten.conv2d without a batch dimension")
@@ -72,6 +73,7 @@ def conv2d_padding(padding: Any, dilation: list[int], kernel: tuple[int, ...]) -
 
 @evaluates("conv2d")
 def evaluate_conv2d(x: list[Tensor], tensors: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    """Pads by hand, since the four paddings may differ."""
     top, left, bottom, right = a["padding"]
     padded = F.pad(x[0], (left, right, top, bottom))
     stride, dilation, groups = a["stride"], a["dilation"], a["groups"]
@@ -80,6 +82,7 @@ def evaluate_conv2d(x: list[Tensor], tensors: dict[str, Tensor], a: dict[str, An
 
 @lowers("aten.linear.default")
 def lower_linear(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """On one vector [1, in] only."""
     weight, bias = t.constant(node, given["weight"]), t.constant(node, given["bias"])
     shape = shape_of(given["input"])
     if weight is None or len(shape) != 2:
@@ -90,22 +93,21 @@ def lower_linear(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
 
 @evaluates("linear")
 def evaluate_linear(x: list[Tensor], tensors: dict[str, Tensor], _: dict[str, Any]) -> Tensor:
+    """[1, in] -> [1, out]."""
     return F.linear(x[0], tensors["weight"], tensors["bias"])
 
 
 # No op of the file: passes.fold_batch_norms turns it into the weights before it, or refuses.
-@lowers("aten._native_batch_norm_legit_no_training.default")
+@lowers("aten.batch_norm.default")
 def lower_batch_norm(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """By the running statistics, as in eval mode."""
+    if given["training"] or given["running_mean"] is None:
+        t.refuse(node, "aten.batch_norm by the batch's own statistics")
     roles = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
     found = {role: t.constant(node, given[argument]) for role, argument in roles.items()}
     tensors = {role: array for role, array in found.items() if array is not None}
-    value = t.value(node, given["input"])
-    t.emit(node, "batch_norm", [value], tensors, {"epsilon": given["eps"]}, t.shape(value))
-
-
-@lowers("<built-in function getitem>")
-def lower_getitem(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
-    t.alias(node, node.args[0])  # type: ignore[arg-type]  # the first of batch norm's three
+    attributes = {"epsilon": given["eps"]}
+    t.emit(node, "batch_norm", [t.value(node, given["input"])], tensors, attributes)
 
 
 # --- activations -----------------------------------------------------------------------------
@@ -128,9 +130,11 @@ activation("sigmoid", torch.sigmoid, "aten.sigmoid.default")
 
 @lowers("aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default")
 def lower_clamp(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """Only the two clamps that have a name: from 0, and from 0 to 6."""
     low = given.get("min_val", given.get("min"))
     high = given.get("max_val", given.get("max"))
-    op = {(0, 6): "relu6", (0, None): "relu"}.get((low, high))
+    named: dict[tuple[Any, Any], str] = {(0, 6): "relu6", (0, None): "relu"}
+    op = named.get((low, high))
     if op is None:
         t.refuse(node, f"{op_name(node)} from {low} to {high}")
     t.emit(node, op, [t.value(node, node.args[0])])
@@ -141,6 +145,7 @@ def lower_clamp(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
 
 @lowers("aten.add.Tensor", "aten.mul.Tensor")
 def lower_binary(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """Equal shapes, or a scale a channel: what the engine broadcasts."""
     if given.get("alpha", 1) != 1:
         t.refuse(node, f"aten.add with alpha={given['alpha']}")
     inputs = [t.value(node, given[key], expanded=True) for key in ("self", "other")]
@@ -149,16 +154,17 @@ def lower_binary(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
     scales = len(wide) == 4 and narrow == (*wide[:2], 1, 1)
     if wide != shape_of(node) or not (wide == narrow or scales):
         t.refuse(node, f"{op_name(node)} of {list(shapes[0])} and {list(shapes[1])}")
-    t.emit(node, op_name(node).removeprefix("aten."), inputs)
+    t.emit(node, op_name(node).removeprefix("aten.").removesuffix("_"), inputs)
 
 
 evaluates("add")(lambda x, _tensors, _attributes: x[0] + x[1])
 evaluates("mul")(lambda x, _tensors, _attributes: x[0] * x[1])
 
 
-@lowers("aten.expand.default")
+@lowers("aten.expand.default", "aten.expand_as.default")
 def lower_expand(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
-    t.alias(node, given["self"])  # the add or mul that reads it broadcasts by itself
+    """The add or mul that reads it broadcasts by itself."""
+    t.alias(node, given["self"])
 
 
 # --- pooling and reshaping -------------------------------------------------------------------
@@ -166,6 +172,7 @@ def lower_expand(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
 
 @lowers("aten.adaptive_avg_pool2d.default")
 def lower_adaptive_avg_pool2d(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """To one number a channel only."""
     if pair(given["output_size"]) != [1, 1] or len(shape_of(given["self"])) != 4:
         t.refuse(node, f"aten.adaptive_avg_pool2d to {given['output_size']} (not 1)")
     t.emit(node, "global_average_pool", [t.value(node, given["self"])])
@@ -173,21 +180,18 @@ def lower_adaptive_avg_pool2d(t: Translation, node: fx.Node, given: dict[str, An
 
 @lowers("aten.mean.dim")
 def lower_mean(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """Over height and width of [1, C, H, W]; without keepdim it is flattened as well."""
     shape = shape_of(given["self"])
     dimensions = sorted(d % max(1, len(shape)) for d in given["dim"] or [])
     if len(shape) != 4 or dimensions != [2, 3]:
         t.refuse(node, f"aten.mean over {given['dim']} of {list(shape)}")
     pooled = (*shape[:2], 1, 1)
-    value = t.emit(
-        node, "global_average_pool", [t.value(node, given["self"])], shape=pooled
-    )
+    value = t.emit(node, "global_average_pool", [t.value(node, given["self"])], shape=pooled)
     if not given["keepdim"]:
         t.emit(node, "flatten", [value])
 
 
-evaluates("global_average_pool")(
-    lambda x, _tensors, _attributes: x[0].mean((2, 3), keepdim=True)
-)
+evaluates("global_average_pool")(lambda x, _tensors, _attributes: x[0].mean((2, 3), keepdim=True))
 
 
 @lowers(
@@ -201,15 +205,18 @@ evaluates("global_average_pool")(
     "aten.unsqueeze.default",
 )
 def lower_reshape(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """[1, C, H, W] to a vector, or a pooled vector back to [1, C, 1, 1]."""
     source = t.viewed(given["self"])
     before, after = shape_of(source), shape_of(node)
     if before == after:
         t.alias(node, source)
     elif len(before) == 4 and len(after) == 2:
         t.emit(node, "flatten", [t.value(node, source)])
+        t.share_memory(node, source)
     elif len(before) == 2 and after == (*before, 1, 1):
         # No op of the file: passes.keep_pooled_shape removes it, or refuses.
         t.emit(node, "unflatten", [t.value(node, source)])
+        t.share_memory(node, source)
     else:
         t.view(node, source)
 
@@ -219,19 +226,32 @@ evaluates("flatten")(lambda x, _tensors, _attributes: x[0].flatten(1))
 
 @lowers(
     "aten.alias.default",
-    "aten.clone.default",
     "aten.contiguous.default",
     "aten.detach.default",
-    "aten.dropout.default",
     "aten.slice.Tensor",
     "aten.to.dtype",
-    "aten._to_copy.default",
 )
 def lower_identity(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    """Nothing to compute, as long as neither shape nor type changes."""
+    source = given["self"]
     if source.meta["val"].dtype != node.meta["val"].dtype or shape_of(source) != shape_of(node):
         t.refuse(node, f"{op_name(node)} to {list(shape_of(node))}, {node.meta['val'].dtype}")
     t.alias(node, source)
+
+
+@lowers("aten.clone.default")
+def lower_clone(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """The same value in memory of its own."""
+    lower_identity(t, node, given)
+    t.share_memory(node, node)
+
+
+@lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
+def lower_dropout(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
+    """Nothing to compute in eval mode."""
+    if given["train"]:
+        t.refuse(node, f"{op_name(node)} that is on in eval mode (pass training=self.training)")
+    t.alias(node, given["input"])
 
 
 @lowers("aten._assert_tensor_metadata.default")

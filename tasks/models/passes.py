@@ -21,13 +21,13 @@ def fold_batch_norms(graph: Graph, model_name: str) -> None:
             if layer is not None and layer.op in ("conv2d", "linear"):
                 follows = f"{layer.name}, whose result is used elsewhere too"
             raise QuernError(
-                f"{model_name}.{norm.name}: aten.batch_norm is supported only where it can be"
+                f"{where(norm, model_name)}: aten.batch_norm is supported only where it can be"
                 f" folded into a conv2d or linear right before it; here it follows {follows}"
             )
         mean, variance = float64(norm.tensors["mean"]), float64(norm.tensors["variance"])
         if np.min(variance) + norm.attributes["epsilon"] <= 0:
             raise QuernError(
-                f"{model_name}.{norm.name}: running_var is negative; the checkpoint is damaged"
+                f"{where(norm, model_name)}: running_var is negative; the checkpoint is damaged"
             )
         scale = 1 / np.sqrt(variance + norm.attributes["epsilon"])
         scale = scale * float64(norm.tensors.get("weight", np.ones_like(mean)))
@@ -60,7 +60,7 @@ def keep_pooled_shape(graph: Graph, model_name: str) -> None:
         source = graph.producer(pooled) if pooled else None
         if start is None or source is None or source.shape[2:] != (1, 1):
             raise QuernError(
-                f"{model_name}.{view.name}: a view to {list(view.shape)} is supported by the native"
+                f"{where(view, model_name)}: a view to {list(view.shape)} is supported by the native"
                 " engine only after a pooled value has passed linear layers and activations"
             )
         if steps:
@@ -80,5 +80,8 @@ def keep_pooled_shape(graph: Graph, model_name: str) -> None:
                     "dilation": [1, 1],
                     "groups": 1,
                 }
-        if graph.uses(start.output) == 0:
-            graph.nodes.remove(start)
+
+
+def where(node: Node, model_name: str) -> str:
+    """Class and module path; what forward() of the class itself computes is named by the class."""
+    return node.name if node.name == model_name else f"{model_name}.{node.name}"

@@ -137,9 +137,7 @@ def _target(size: tuple[int, int], resize: Size) -> tuple[int, int]:
     return (resize, long) if width <= height else (long, resize)
 
 
-def _resize(
-    image: Image.Image, size: tuple[int, int], filter_: Image.Resampling
-) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
     # One call a pass pins the order; Pillow 13 takes the vertical one first for tall images.
     return image.resize((size[0], image.height), filter_).resize(size, filter_)
 

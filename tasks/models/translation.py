@@ -22,15 +22,17 @@ class Translation:
         shape = shape_of(network_input)
         self.graph = Graph((shape[0], shape[1], shape[2], shape[3]), [], INPUT)
         self._constants = constants
-        self._values = {network_input: INPUT}
+        self._values: dict[fx.Node, str] = {network_input: INPUT}
         self._shapes = {INPUT: shape}
         self._views: dict[fx.Node, fx.Node] = {}
+        # Nodes that share memory have one owner: what is changed in place changes for all.
+        self._owners: dict[fx.Node, fx.Node] = {network_input: network_input}
 
     def value(self, node: fx.Node, argument: Any, expanded: bool = False) -> str:
         """The value that `argument` of `node` is; `expanded` if the reader broadcasts it itself."""
         if not isinstance(argument, fx.Node):
             self.refuse(node, f"{op_name(node)} with the number {argument!r}")
-        if argument.op == "placeholder" and argument not in self._values:
+        if argument.op != "call_function" and argument not in self._values:
             self.refuse(node, f"{op_name(node)} with the stored tensor {argument.name}")
         found = self._values.get(argument)
         if found is None or not (expanded or self._shapes[found] == shape_of(argument)):
@@ -68,22 +70,44 @@ class Translation:
         )
         self._values[node] = output
         self._shapes[output] = shape
+        self._owners[node] = node
         return output
 
     def alias(self, node: fx.Node, argument: fx.Node) -> None:
-        """`node` is the very value of `argument` (identity, or broadcasting left to the reader)."""
+        """`node` is the very value of `argument`: identity, or broadcasting left to the reader."""
         if argument in self._values:
             self._values[node] = self._values[argument]
         if argument in self._views:
             self._views[node] = self._views[argument]
+        self.share_memory(node, argument)
 
     def view(self, node: fx.Node, argument: fx.Node) -> None:
         """`node` has a shape that we have no value for; a later view may bring it back."""
-        self._views[node] = self.viewed(argument)
+        self._views[node] = argument
+        self.share_memory(node, argument)
 
     def viewed(self, argument: fx.Node) -> fx.Node:
         """The node whose numbers `argument` shows in another shape, else `argument` itself."""
         return self._views.get(argument, argument)
+
+    def share_memory(self, node: fx.Node, argument: fx.Node) -> None:
+        """`node` and `argument` are one memory to torch."""
+        self._owners[node] = self._owners.get(argument, argument)
+
+    def changed_in_place(self, node: fx.Node, argument: fx.Node) -> None:
+        """`node` was emitted as the new content of `argument`'s memory.
+
+        Every other name of the same value now has the new one; other views of that memory are
+        forgotten, so that reading one is refused.
+        """
+        old = self._values.get(argument)
+        self.share_memory(node, argument)
+        for other, owner in self._owners.items():
+            if owner is self._owners[node] and other in self._values and other is not node:
+                if self._values[other] == old:
+                    self._values[other] = self._values[node]
+                else:
+                    del self._values[other]
 
     def refuse(self, node: fx.Node, what: str) -> NoReturn:
         """Raise the QuernError that says which module of the user's model holds the trouble."""

@@ -39,7 +39,8 @@ def encode(graph: Graph, preprocess: dict[str, Any], classes: list[str]) -> byte
 
     Raises QuernError where a folded weight is too large for float32.
     """
-    nodes, arrays = [], {}
+    nodes: list[dict[str, Any]] = []
+    arrays: dict[str, npt.NDArray[Any]] = {}
     for node in graph.nodes:
         names = {}
         for role in sorted(node.tensors):
@@ -124,7 +125,8 @@ def _pack(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> bytes:
     # ever grow, so this ends.
     length = 0
     while True:
-        end, entries = DIGEST_END + length, []
+        end = DIGEST_END + length
+        entries: list[dict[str, Any]] = []
         for name, array in arrays.items():
             start = -(-end // ALIGNMENT) * ALIGNMENT
             end = start + array.nbytes

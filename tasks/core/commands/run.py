@@ -10,9 +10,9 @@ from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 from doit.task import Stream
 
-from tasks.core.child import end_all_children
 from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
 from tasks.core.errors import TryAgainLater
+from tasks.core.lifeline import end_all
 from tasks.core.reporter import JsonReporter, QuernReporter
 from tasks.core.runner import SerialRunner, ThreadRunner
 
@@ -81,7 +81,6 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
         try:
             return super().execute(params, args)
         except KeyboardInterrupt as interrupt:
-            end_all_children()
             number = getattr(interrupt, "number", signal.SIGINT)
             name = signal.Signals(number).name
             sys.stderr.write(f"ended by {name}; what was finished is kept, the next run goes on\n")
@@ -141,9 +140,14 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
             runner.begin(self.project)
             try:
                 status: int = runner.run_all(self.control.task_dispatcher())
+            except StateError as error:
+                reporting.error(str(error))
+                return ERROR
             finally:
-                runner.end()
-            return TRY_AGAIN_LATER if status and runner.passing_faults_only else status
+                end_all()
+                reporting.complete_run()
+            runner.end()
+            return TRY_AGAIN_LATER if status and runner.only_passing_faults else status
         finally:
             if isinstance(outfile, str):
                 outstream.close()

@@ -1,0 +1,39 @@
+"""Fixtures shared by the tests."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three checkpoints of one architecture, each trained a little from another seed."""
+    from tests.deploy_project import train_a_little
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    paths = [folder / str(seed) / "best_model.pth" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        train_a_little(path, seed)
+    return paths
+
+
+@pytest.fixture
+def deploy_project(tmp_path: Path, checkpoints: list[Path]) -> Iterator[object]:
+    """A project whose `doit` ends with a live server; stopped afterwards."""
+    from tests.deploy_project import DeployProject
+
+    project = DeployProject(tmp_path, checkpoints)
+    yield project
+    project.stop()
+
+
+@pytest.fixture(scope="session")
+def digit_png() -> bytes:
+    """A PNG of a handwritten digit, 64×64 grayscale."""
+    from examples.digits.train import digits, enlarged
+
+    buffer = io.BytesIO()
+    enlarged(digits()[0][3]).save(buffer, "PNG")
+    return buffer.getvalue()
