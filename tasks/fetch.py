@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ def task_fetch() -> Iterator[dict[str, Any]]:
             name="fetch",
             version=1,
             function="tasks.fetch:fetch",
-            inputs=lambda source=source, name=name: {"source": pick_checkpoint(name, source)},
+            inputs=partial(current_source, name, source),
             outputs={
                 "checkpoint": artifact(name, "checkpoint.pth"),
                 "origin": artifact(name, "checkpoint.json"),
             },
         ).task(name, f"Bring the checkpoint of {name} from {source.path}.")
+
+
+def current_source(model: str, source: CheckpointSource) -> dict[str, str]:
+    """The recipe's input, found when the task's turn comes: training writes when it likes."""
+    return {"source": pick_checkpoint(model, source)}
 
 
 def pick_checkpoint(model: str, source: CheckpointSource) -> str:

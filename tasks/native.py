@@ -29,8 +29,8 @@ def task_native() -> Iterator[dict[str, Any]]:
     suffix = f"cpython-{sys.version_info.major}{sys.version_info.minor}.so"
     yield native_recipe(
         {"module": f"quern_native.{suffix}"},
-        (*COMMON, "native/server", "native/python"),
-        ["-DQUERN_PYTHON=ON"],
+        (*COMMON, "native/python"),
+        ["-DQUERN_PYTHON=ON", "-DQUERN_SERVER=OFF"],
     ).task("python", "Build quern_native, the engine as a Python module, with pybind11.")
 
 
@@ -69,10 +69,11 @@ def build(sources: list[str], options: list[str], names: dict[str, str], **outpu
     cmake = shutil.which("cmake", path=os.path.dirname(sys.executable)) or "cmake"
     with tempfile.TemporaryDirectory(dir=Path(next(iter(outputs.values()))).parent) as folder:
         configure = [cmake, "-S", ".", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", *options]
         ninja = shutil.which("ninja", path=os.path.dirname(sys.executable))
         if ninja:
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
-        run(configure + [f"-DPython_EXECUTABLE={sys.executable}", *options], complain=cmake_complaint)
+        run(configure, complain=cmake_complaint)
         targets = [name.partition(".")[0] for name in names.values()]
         run([cmake, "--build", folder, "--target", *targets], complain=compiler_complaint)
         for role, name in names.items():
@@ -89,8 +90,12 @@ def is_product(path: Path) -> bool:
 def run(command: list[str], complain: Any) -> None:
     """Run one build step; its output goes to the task's log, ninja's counts to the terminal."""
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace",
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     lines = []
     assert process.stdout is not None

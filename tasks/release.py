@@ -38,9 +38,7 @@ def task_release() -> Iterator[dict[str, Any]]:
         ).task(name, f"Write the release manifest of {name}.")
 
 
-def write_manifest(
-    model: str, origin: str, details: str, manifest: str, **roles: str
-) -> None:
+def write_manifest(model: str, origin: str, details: str, manifest: str, **roles: str) -> None:
     """Write the manifest (docs/server.md) of the files in `roles` (role → path)."""
     from tasks.models.label import label
 
@@ -50,7 +48,10 @@ def write_manifest(
     for role, path in roles.items():
         signature, xxh3, sha256 = read_digests(path, sha256=True)
         listed[role] = {
-            "file": ROLE_FILES[role], "size": signature[2], "xxh3_128": xxh3, "sha256": sha256
+            "file": ROLE_FILES[role],
+            "size": signature[2],
+            "xxh3_128": xxh3,
+            "sha256": sha256,
         }
     release = {
         "format": 1,

@@ -38,6 +38,7 @@ def train_a_little(path: Path, seed: int) -> None:
     """A LiteCNNPro, width 1/8, after some steps on the digits: its answers depend on its input."""
     import torch
     import torch.nn.functional as F
+
     from examples.digits.litecnn import LiteCNNPro
     from examples.digits.train import as_inputs, digits
 
@@ -72,7 +73,9 @@ class DeployProject:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                ignored = shutil.ignore_patterns("build", "checkpoints_*", "held_out", "__pycache__")
+                ignored = shutil.ignore_patterns(
+                    "build", "checkpoints_*", "held_out", "__pycache__"
+                )
                 shutil.copytree(source, self.root / name, ignore=ignored)
             else:
                 shutil.copy(source, self.root / name)
@@ -138,7 +141,8 @@ class Hammer:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._post, args=(number % 2 == 0,)) for number in range(clients)
+            threading.Thread(target=self._post, args=(number % 2 == 0,))
+            for number in range(clients)
         ]
 
     def __enter__(self) -> "Hammer":

@@ -120,7 +120,7 @@ def test_a_release_that_fails_its_probe_never_takes_over(
     assert "wrong answer" in refused(project, wrong, files)
 
     # Remembered: the same release is refused at once, and tried again only when asked for.
-    with pytest.raises(QuernError, match="failed before .*--retry"):
+    with pytest.raises(QuernError, match=r"failed before .*--retry"):
         make_live(project, wrong, files)
     with pytest.raises(QuernError, match="wrong answer"):
         make_live(project, wrong, files, retry=True)

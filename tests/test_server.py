@@ -384,7 +384,9 @@ def test_connections_have_a_limit_below_that_of_descriptors(
     binaries: Binaries, tmp_path: Path
 ) -> None:
     weights, names = write_model(tmp_path)
-    command = f"ulimit -n 100; exec {binaries.server} --port 0 --weights {weights} --classes {names}"
+    command = (
+        f"ulimit -n 100; exec {binaries.server} --port 0 --weights {weights} --classes {names}"
+    )
     with running(["sh", "-c", command], tmp_path / "log") as run, contextlib.ExitStack() as stack:
         port = listening_port(run)
         clients = [

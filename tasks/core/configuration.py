@@ -4,6 +4,7 @@ The classes below are the configuration's reference and the source of its JSON S
 (`python -m tasks.core.configuration > models.schema.json`).
 """
 
+import copy
 import os
 import re
 import sys
@@ -101,9 +102,7 @@ def load_configuration(path: str = "models.yaml") -> Configuration:
         configuration = msgspec.convert(value, Configuration)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `")
-        keys = re.findall(r"\.?([^.\[\]`$]+)|\[(\d+)\]", place)
-        keys = [name or number for name, number in keys]
-        raise _fault(path, tree, keys, problem) from None
+        raise _fault(path, tree, _keys_of(place, value, str(error)), problem) from None
     _check_references(configuration, tree, path)
     return configuration
 
@@ -141,6 +140,41 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
             raise _fault(path, tree, ["models", name, "preprocess", "std"], "must not hold zero")
 
 
+def _keys_of(place: str, value: Any, error: str) -> list[str]:
+    """The keys to a fault from msgspec's place (`$.models[...].preprocess.resize`), which leaves
+    out the key of a free-form mapping: that is the one which, kept alone, fails the same way."""
+    place = place.removesuffix("`")
+    if place.startswith("key` in `"):
+        place = place.removeprefix("key` in `") + "[...]"
+    keys: list[str] = []
+    for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", place):
+        if index == "...":
+            failing = [k for k in _at(value, keys) if _fails_with_only(value, keys, k, error)]
+            if not failing:
+                break
+            name = failing[0]
+        keys.append(str(name or index))
+    return keys
+
+
+def _at(value: Any, keys: list[str]) -> Any:
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def _fails_with_only(value: Any, keys: list[str], kept: Any, error: str) -> bool:
+    alone = copy.deepcopy(value)
+    mapping = _at(alone, keys)
+    for key in [key for key in mapping if key != kept]:
+        del mapping[key]
+    try:
+        msgspec.convert(alone, Configuration)
+    except msgspec.ValidationError as same:
+        return str(same) == error
+    return False
+
+
 def _fault(path: str, tree: Any, keys: list[str], problem: str) -> QuernError:
     """The fault with the line of the innermost key that exists."""
     node, line = tree, 1
@@ -158,9 +192,7 @@ def _fault(path: str, tree: Any, keys: list[str], problem: str) -> QuernError:
         node = child
     unknown = re.search(r"contains unknown field `(.+)`", problem)
     if unknown and isinstance(node, yaml.MappingNode):
-        line = next(
-            (k.start_mark.line + 1 for k, _ in node.value if k.value == unknown[1]), line
-        )
+        line = next((k.start_mark.line + 1 for k, _ in node.value if k.value == unknown[1]), line)
         problem = f"unknown key {unknown[1]!r}; the keys are listed in models.schema.json"
     where = f"{'.'.join(keys)}: " if keys else ""
     problem = problem[:1].lower() + problem[1:]
@@ -185,9 +217,7 @@ def _with_environment(value: Any, keys: list[str], tree: Any, path: str) -> Any:
     if isinstance(value, dict):
         return {k: _with_environment(v, [*keys, str(k)], tree, path) for k, v in value.items()}
     if isinstance(value, list):
-        return [
-            _with_environment(v, [*keys, str(i)], tree, path) for i, v in enumerate(value)
-        ]
+        return [_with_environment(v, [*keys, str(i)], tree, path) for i, v in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
 

@@ -100,6 +100,10 @@ class QuernReporter:
 
     def complete_run(self) -> None:
         """The run is over."""
+        self.end_bars()
+
+    def end_bars(self) -> None:
+        """Give the terminal back."""
         if self.bars is not None:
             self.bars.stop()
 

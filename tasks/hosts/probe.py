@@ -67,9 +67,7 @@ def _check_digests(server: Server, release: Release) -> None:
             )
 
 
-def _check_class(
-    prediction: dict[str, Any], logits: list[float], classes: Any, name: str
-) -> None:
+def _check_class(prediction: dict[str, Any], logits: list[float], classes: Any, name: str) -> None:
     best = prediction["class_id"]
     if logits[best] != max(logits):
         raise ProbeFailed(f"wrong class on {name}: {best} is not its highest logit")

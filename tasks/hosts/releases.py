@@ -1,9 +1,9 @@
 """Release directories on a host: immutable, complete, named by the digest of their manifest.
 
-    <root>/store/ab/cdef…                  every file once, by digest, read-only
-    <root>/<model>/releases/<id>/          a manifest and the files it names
-    <root>/<model>/<channel>/current       → the release that is live
-    <root>/<model>/history.jsonl           append-only
+<root>/store/ab/cdef…                  every file once, by digest, read-only
+<root>/<model>/releases/<id>/          a manifest and the files it names
+<root>/<model>/<channel>/current       → the release that is live
+<root>/<model>/history.jsonl           append-only
 """
 
 import json

@@ -5,19 +5,21 @@ Mixed in before doit's own command class (doit 0.37, `doit.cmd_base.DoitCmdBase`
 
 import os
 import sys
+import traceback
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from doit.action import CmdAction
+from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 from doit.globals import Globals
 
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
-from tasks.core.recipe import FunctionAction
 from tasks.core.records import Records
 
 COULD_NOT_START = 3
+DOITS_OWN = (InvalidCommand, InvalidDodoFile, InvalidTask)
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL, sysexits.h
 
 
@@ -48,15 +50,39 @@ class ProjectCommand:
         except TryAgainLater as error:
             sys.stderr.write(f"{error}\n")
             return TRY_AGAIN_LATER
-        except QuernError as error:
-            sys.stderr.write(f"{error}\n")
+        except (QuernError, *DOITS_OWN) as error:
+            if isinstance(error, InvalidCommand):
+                error.cmd_used, error.bin_name = self.name, "doit"
+            sys.stderr.write(f"{' '.join(str(error).split())}\n")
             return COULD_NOT_START
+        except BrokenPipeError:  # `doit list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return COULD_NOT_START
+        except Exception as error:
+            sys.stderr.write(f"{self._unforeseen(error)}\n")
+            return COULD_NOT_START
+
+    def _unforeseen(self, error: Exception) -> str:
+        """The error in one line, with its place in the project's own code; in full in a log."""
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if is_own(f.filename)]
+        where = f"{os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}: " if frames else ""
+        if isinstance(error, SyntaxError):
+            where = f"{os.path.relpath(error.filename or 'dodo.py')}:{error.lineno}: "
+        log = Path(".quern/logs/doit.log")
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:
+            return f"{where}{in_one_line(error)}"
+        return f"{where}{in_one_line(error)} (in full: {log})"
 
     def _with_project(self, params: Any, args: list[str]) -> int:
         self.project = Project(Path.cwd())
+        if self.takes_lock:
+            self.project.lock.acquire(self.wait_seconds)
+            self.project.remove_leftovers()
+        self.project.open()
         try:
-            if self.takes_lock:
-                self.project.lock.acquire(self.wait_seconds)
             self.dep_manager = Globals.dep_manager = Records(self.project)
             self.task_list = self.loader.load_tasks(cmd=self, pos_args=args)
             for task in self.task_list:
@@ -75,12 +101,14 @@ class ProjectCommand:
         # One file is one node, however it is spelled.
         task.file_dep = {self._spelled_once(path) for path in task.file_dep}
         task.targets = [self._spelled_once(path) for path in task.targets]
-        for action in task._actions:
-            if isinstance(action, FunctionAction):
-                action.project = self.project
 
     def _spelled_once(self, path: str) -> str:
         if path.startswith("/"):
             relative = os.path.relpath(path, self.project.root)
             return path if relative.startswith("..") else relative
-        return os.path.normpath(path) if "/." in path or path[:1] == "." or "//" in path else path
+        return os.path.normpath(path)
+
+
+def is_own(file: str) -> bool:
+    """Whether a source file is the project's and no library's."""
+    return file.startswith(os.getcwd()) and "/site-packages/" not in file

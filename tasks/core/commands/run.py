@@ -8,6 +8,7 @@ from typing import Any
 from doit.cmd_run import Run as DoitRun
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
+from doit.runner import ERROR
 from doit.task import Stream
 
 from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
@@ -15,6 +16,7 @@ from tasks.core.errors import TryAgainLater
 from tasks.core.lifeline import end_all
 from tasks.core.reporter import JsonReporter, QuernReporter
 from tasks.core.runner import SerialRunner, ThreadRunner
+from tasks.core.state import StateError
 
 option_cron = {
     "name": "cron",
@@ -39,10 +41,11 @@ option_json = {
 }
 
 DROPPED_OPTIONS = ("par_type", "pdb")
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: the run ends as it does on Ctrl-C."""
+    """SIGINT, SIGTERM or SIGHUP: what runs is ended, what was finished is kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -75,9 +78,10 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
         """Run with SIGTERM and SIGHUP ending it as Ctrl-C does."""
         self.wait_seconds = params["wait"]
         self.cron = params["cron"]
-        before = {
-            number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-        }
+        for number in INTERRUPTING:
+            # A cron or nohup that ignores one of them goes on doing so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
         try:
             return super().execute(params, args)
         except KeyboardInterrupt as interrupt:
@@ -85,9 +89,6 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
             name = signal.Signals(number).name
             sys.stderr.write(f"ended by {name}; what was finished is kept, the next run goes on\n")
             return 128 + int(number)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _with_project(self, params: Any, args: list[str]) -> int:
         try:
@@ -145,7 +146,8 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                 return ERROR
             finally:
                 end_all()
-                reporting.complete_run()
+                if isinstance(reporting, QuernReporter):
+                    reporting.end_bars()
             runner.end()
             return TRY_AGAIN_LATER if status and runner.only_passing_faults else status
         finally:
@@ -162,4 +164,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    # A second one ends us at once; the guardians then kill what still runs.
+    for each in INTERRUPTING:
+        signal.signal(each, signal.SIG_DFL)
     raise Interrupted(number)

@@ -1,0 +1,1 @@
+"""Figures, each benchmark a module: `python -m benchmarks.NAME [--quick] [--json]`."""
