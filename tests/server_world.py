@@ -354,7 +354,7 @@ def running(
             process.kill()
             process.wait()
             raise
-    report = re.search(r"ERROR: \w+Sanitizer.*|runtime error:.*", result.log())
+    report = re.search(r"(?:ERROR|WARNING): \w+Sanitizer.*|runtime error:.*", result.log())
     assert report is None, result.log()
 
 

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError, TryAgainLater
-from tasks.core.lifeline import Lifeline
+from tasks.core.lifeline import Process, end, how_it_ended, start
 
 
 def call_in_child(
@@ -33,41 +32,39 @@ def call_in_child(
     request = json.dumps({"function": function, "arguments": dict(arguments)}).encode()
     request_read, request_write = os.pipe()
     events_read, events_write = os.pipe()
-    lifeline = Lifeline()
     failure, result = None, None
-    try:
+    with os.fdopen(events_read, "rb", buffering=0) as events:
         with open(log, "ab") as output, _closed(request_read, events_write):
-            process = subprocess.Popen(
-                lifeline.command(
-                    [sys.executable, "-m", "tasks.core.action", str(request_read), str(events_write)]
-                ),
+            child = [sys.executable, "-m", "tasks.core.action", str(request_read), str(events_write)]
+            process = start(
+                child,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
-                **lifeline.popen_arguments(request_read, events_write),
+                pass_fds=(request_read, events_write),
             )
-        with contextlib.suppress(BrokenPipeError), os.fdopen(request_write, "wb") as writer:
-            writer.write(request)
-        for event in _events(events_read, process):
-            if "error" in event:
-                kind = TryAgainLater if event.get("try_again_later") else QuernError
-                failure = kind(str(event["error"]))
-            elif "result" in event:
-                result = event["result"]
-            else:
-                on_event(event)
-        status = process.wait()
-    finally:
-        lifeline.end()
-        os.close(events_read)
+        try:
+            with contextlib.suppress(BrokenPipeError), os.fdopen(request_write, "wb") as writer:
+                writer.write(request)
+            for event in _events(events.fileno(), process):
+                if "error" in event:
+                    kind = TryAgainLater if event.get("try_again_later") else QuernError
+                    failure = kind(str(event["error"]))
+                elif "result" in event:
+                    result = event["result"]
+                else:
+                    on_event(event)
+            status = process.wait()
+        finally:
+            end(process)
     if failure is not None:
         raise failure
     if status:
-        raise QuernError(_ended(status))
+        raise QuernError(f"its process {how_it_ended(status)}")
     return result
 
 
-def _events(descriptor: int, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+def _events(descriptor: int, process: Process) -> Iterator[dict[str, Any]]:
     """The child's events, until it is gone; lines that aren't events are passed over."""
     rest = bytearray()
     while True:
@@ -89,16 +86,6 @@ def _events(descriptor: int, process: subprocess.Popen[bytes]) -> Iterator[dict[
                     event = json.loads(line)
                     if isinstance(event, dict) and event:
                         yield event
-
-
-def _ended(status: int) -> str:
-    number = status - 128 if status > 128 else -status
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"its process ended with status {status}"
-    hint = " (out of memory?)" if number == signal.SIGKILL else ""
-    return f"its process was ended by {name}{hint}"
 
 
 @contextlib.contextmanager

@@ -1,68 +1,31 @@
-"""Runs one command, and ends it and all it started when the run that asked for it is gone.
+"""Kills what a run has started when the run itself is gone, however it ended.
 
-Run by file name and without site, so that it starts in milliseconds: `guardian.py LOCK COMMAND…`.
-Standard input is the lifeline, one end of a socket that only the run holds the other end of: a
-byte on it asks for a gentle end, its end (the run died, however) means kill. The guardian holds
-the project's lock (file descriptor LOCK, or -1) too: no next run starts beside what it ends.
+Run by file name and without site, so that it starts in milliseconds. Standard input is a pipe
+whose other end only the run holds: it says `+N` when the process group N starts and `-N` when it
+has ended; when the pipe ends, the groups still there are killed. The guardian also holds the
+project's lock open, so that no next run starts beside what it is about to kill.
 """
 
 import os
-import select
 import signal
 import sys
-import time
-
-GRACE_SECONDS = 3.0
-RESTORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
-def main() -> int:
-    """Run the command in a process group of its own; its status, or 128 + the signal's number."""
-    lock, command = int(sys.argv[1]), sys.argv[2:]
-    woken, waker = os.pipe()
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # the lifeline alone ends us
-    if lock >= 0:
-        os.set_inheritable(lock, False)
-    try:
-        child = os.posix_spawnp(
-            command[0],
-            command,
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
-            setpgroup=0,
-            setsigdef=RESTORED,
-        )
-    except OSError as error:
-        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        return 127
-    deadline = None
-    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            break
-        ready, _, _ = select.select([0, woken], [], [], left)
-        if woken in ready:
-            os.read(woken, 4096)
-        if 0 in ready:
-            if not os.read(0, 1):
-                break
-            end_group(child, signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_SECONDS
-    end_group(child, signal.SIGKILL)  # before it is waited for: its number is still taken
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status if status >= 0 else 128 - status
-
-
-def end_group(group: int, number: signal.Signals) -> None:
-    """Signal the command and all below it that did not leave its group."""
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # macOS: EPERM when only zombies are left
+def main() -> None:
+    """Follow the run to its end, then kill what it left."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the pipe alone ends us
+    groups: set[int] = set()
+    for line in sys.stdin.buffer:
+        if line.endswith(b"\n"):
+            change = groups.add if line.startswith(b"+") else groups.discard
+            change(int(line[1:]))
+    for group in groups:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # it ended by itself; macOS: EPERM when only zombies are left
 
 
 if __name__ == "__main__":
-    os._exit(main())
+    main()

@@ -1,8 +1,8 @@
 """One run at a time per project directory.
 
 An flock on `.quern/lock`: the kernel lets go of it however its holder dies, so it is never
-stale. The file says who holds it. Of our children only the guardians keep it open, for the
-moment in which they end what a killed run left (`tasks.core.guardian`).
+stale. The file says who holds it. Of our children only the guardian keeps it open, for the
+moment in which it kills what a killed run left (`tasks.core.guardian`).
 """
 
 import fcntl
@@ -21,7 +21,7 @@ LEFTOVERS_SECONDS = 5.0
 class ProjectLock:
     """Held from acquire() to release() or the end of the process."""
 
-    held: ClassVar[int | None] = None  # the descriptor, for the guardians
+    held: ClassVar[int | None] = None  # the descriptor, for the guardian
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,7 +77,7 @@ class ProjectLock:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the holder lives; if not, guardians are ending what it left, in a moment."""
+    """Whether the holder lives; if not, the guardian is killing what it left."""
     if not holder or holder["host"] != os.uname().nodename:
         return True
     try:

@@ -70,6 +70,8 @@ class QuernReporter:
         """A task failed, could not be judged, or waits for one that failed."""
         self._end_bar(task.name)
         if isinstance(fail, UnmetDependency):
+            if not _is_shown(task):
+                return  # a group of which one failed
             self.error(f"{task.name}: not run, because {fail.message.replace(' ', ', ')} failed")
             return
         details = "".join([*(a.err or "" for a in task.actions), *fail.traceback])

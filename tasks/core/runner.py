@@ -31,6 +31,7 @@ class CommitEachTask:
     dep_manager: Records
     reporter: Any
     always_execute: bool
+    final_result: int
 
     def begin(self, project: Project) -> None:
         """Note the start of the run, for `doit why`."""
@@ -114,7 +115,10 @@ class CommitEachTask:
             self.passing_faults += 1
         elif not isinstance(base_fail, UnmetDependency):
             self.lasting_faults += 1
+        before = self.final_result
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
+        if isinstance(base_fail, UnmetDependency):
+            self.final_result = before  # what it waited for has told
         self._decide(node.task, "failed", base_fail.message)
 
     def _decide(self, task: Any, outcome: str, message: str) -> None:

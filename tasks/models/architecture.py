@@ -4,6 +4,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,21 +22,8 @@ def build(file: Path, class_name: str, arguments: dict[str, Any]) -> nn.Module:
 
     The file is run as the user's own code: it may do whatever Python may. Raises QuernError.
     """
-    module = _load(file)
-    found = getattr(module, class_name, None)
-    if not inspect.isclass(found):
-        own = [name for name, value in vars(module).items() if _is_network(value, module)]
-        raise QuernError(
-            f"{file}: no class {class_name}; architecture.class may be {', '.join(own) or 'none'}"
-        )
-    try:
-        model = found(**arguments)
-    except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise QuernError(f"{file}: {class_name}({given}) fails: {one_line(error, file)}") from None
-    if not isinstance(model, nn.Module):
-        raise QuernError(f"{file}: {class_name} is not a torch.nn.Module")
-    return model.float().eval()
+    with _imports_from(file.resolve().parent):
+        return _build(file, class_name, arguments)
 
 
 def fit(model: nn.Module, state: dict[str, Tensor], source: str = "the checkpoint") -> None:
@@ -74,6 +63,24 @@ def one_line(error: BaseException, file: Path | None = None) -> str:
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 
+def _build(file: Path, class_name: str, arguments: dict[str, Any]) -> nn.Module:
+    module = _load(file)
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        own = [name for name, value in vars(module).items() if _is_network(value, module)]
+        raise QuernError(
+            f"{file}: no class {class_name}; architecture.class may be {', '.join(own) or 'none'}"
+        )
+    try:
+        model = found(**arguments)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise QuernError(f"{file}: {class_name}({given}) fails: {one_line(error, file)}") from None
+    if not isinstance(model, nn.Module):
+        raise QuernError(f"{file}: {class_name} is not a torch.nn.Module")
+    return model.float().eval()
+
+
 def _load(file: Path) -> ModuleType:
     if not file.is_file():
         raise QuernError(f"{file}: no such file; architecture.file must name a Python file")
@@ -82,18 +89,25 @@ def _load(file: Path) -> ModuleType:
     if specification is None or specification.loader is None:
         raise QuernError(f"{file}: not a Python file; architecture.file must end in .py")
     module = importlib.util.module_from_spec(specification)
-    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.modules[name] = module  # dataclasses and pickling look their module up here
-    sys.path.insert(0, str(file.resolve().parent))  # for imports of files beside it
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
         raise QuernError(f"{file}: cannot be imported: {one_line(error, file)}{line}") from None
-    finally:
-        sys.path.pop(0)
-        sys.dont_write_bytecode = writes_bytecode
     return module
+
+
+@contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    """Files beside the user's own can be imported, as when Python runs it; no trace is left."""
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = writes_bytecode
 
 
 def _is_network(value: Any, module: ModuleType) -> bool:

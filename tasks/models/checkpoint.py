@@ -27,7 +27,7 @@ NUMPY_VALUES: list[Any] = [
     NUMPY_SCALAR,
     (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name up to NumPy 1.26
     np.dtype,
-    *(type(np.dtype(kind)) for kind in "?bBhHiIqQefd"),
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
 ]
 
 
@@ -76,7 +76,7 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(NUMPY_VALUES):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|function|class|Type) `?'?([\w.]+\.[\w.]+)", str(error))
+        named = re.search(r"(?:GLOBAL |<class ')([\w.]+)", str(error))
         what = f"would use {named[1]} while loading" if named else "holds more than plain data"
         raise QuernError(
             f"{path}: {what}, and nothing in a checkpoint is run; save tensors, numbers and"

@@ -52,7 +52,7 @@ class ProjectCommand:
             return TRY_AGAIN_LATER
         except (QuernError, *DOITS_OWN) as error:
             if isinstance(error, InvalidCommand):
-                error.cmd_used, error.bin_name = self.name, "doit"
+                error.cmd_used = None if self.name == "run" else self.name
             sys.stderr.write(f"{' '.join(str(error).split())}\n")
             return COULD_NOT_START
         except BrokenPipeError:  # `doit list | head`

@@ -40,6 +40,7 @@ option_json = {
     "help": "print what happens as JSON, an event a line",
 }
 
+DEFAULTS = {"reporter": "quern", "verbosity": 0}  # what a task prints is in its log
 DROPPED_OPTIONS = ("par_type", "pdb")
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -59,7 +60,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
     takes_lock = True
     cmd_options = (
         *(
-            {**option, "default": "quern"} if option["name"] == "reporter" else option
+            {**option, "default": DEFAULTS.get(option["name"], option["default"])}
             for option in DoitRun.cmd_options
             if option["name"] not in DROPPED_OPTIONS
         ),
@@ -164,7 +165,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    # A second one ends us at once; the guardians then kill what still runs.
+    # A second one ends us at once; the guardian then kills what still runs.
     for each in INTERRUPTING:
         signal.signal(each, signal.SIG_DFL)
     raise Interrupted(number)
