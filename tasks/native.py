@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,8 @@ def task_native() -> Iterator[dict[str, Any]]:
     yield native_recipe(
         {"server": "quern-server", "holder": "quern-holder"}, (*COMMON, "native/server"), []
     ).task("server", "Build quern-server and quern-holder with CMake.")
-    suffix = f"cpython-{sys.version_info.major}{sys.version_info.minor}.so"
     yield native_recipe(
-        {"module": f"quern_native.{suffix}"},
+        {"module": f"quern_native{sysconfig.get_config_var('EXT_SUFFIX')}"},
         (*COMMON, "native/python"),
         ["-DQUERN_PYTHON=ON", "-DQUERN_SERVER=OFF"],
     ).task("python", "Build quern_native, the engine as a Python module, with pybind11.")

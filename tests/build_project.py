@@ -1,5 +1,6 @@
 """A small project of its own, built by the real `doit` program of this environment."""
 
+import errno
 import json
 import os
 import shutil
@@ -180,3 +181,15 @@ class BuildProject:
     def events(self, *arguments: str) -> list[dict[str, object]]:
         """Run doit --json; its events."""
         return [json.loads(line) for line in self.doit("--json", *arguments).out.splitlines()]
+
+
+def fill(disk: Path) -> Path:
+    """Write a file until the disk is full; returns it."""
+    path = disk / "filling"
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return path

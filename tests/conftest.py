@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import io
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def digit_png() -> bytes:
     buffer = io.BytesIO()
     enlarged(digits()[0][3]).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 4 MiB that a test can fill (mounting needs root)."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -1,12 +1,24 @@
-"""The native programs and module, built once by the project's own `doit native`."""
+"""The native programs and module, built once by the project's own `doit native`.
 
+QUERN_TEST_BUILD names a CMake build directory to take the programs from instead, made with any
+options (the sanitizers').
+"""
+
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 DOIT = Path(sys.executable).with_name("doit")
+
+
+@dataclass(frozen=True)
+class Binaries:
+    server: Path
+    holder: Path
 
 
 @cache
@@ -17,3 +29,9 @@ def native_build() -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / "native" / "build"
+
+
+def programs() -> Binaries:
+    given = os.environ.get("QUERN_TEST_BUILD")
+    folder = Path(given) / "native" / "server" if given else native_build()
+    return Binaries(folder / "quern-server", folder / "quern-holder")

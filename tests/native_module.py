@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,28 +18,13 @@ import numpy.typing as npt
 import pytest
 import xxhash
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.native_build import native_build
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The module quern_native, built with the release preset in a temporary directory."""
-    if "quern_native" in sys.modules:
-        return sys.modules["quern_native"]
-    build = tmp_path_factory.mktemp("native")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    configure = ["cmake", "--preset", "release", "-S", str(REPOSITORY), "-B", str(build)]
-    configure += [
-        "-DQUERN_PYTHON=ON",
-        "-DQUERN_SERVER=OFF",
-        f"-DPython_EXECUTABLE={sys.executable}",
-    ]
-    for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    sys.path.insert(0, str(build / "native" / "python"))
+def native() -> Any:
+    """The module quern_native."""
+    sys.path.insert(0, str(native_build()))
     return importlib.import_module("quern_native")
 
 

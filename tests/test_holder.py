@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from tests.native_binaries import Binaries, build
+from tests.native_build import Binaries, programs
 from tests.server_world import (
     PNG,
     Hammer,
@@ -38,8 +38,8 @@ from tests.server_world import (
 
 
 @pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.getbasetemp() / "native-binaries")
+def binaries() -> Binaries:
+    return programs()
 
 
 class Channel:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from tasks.core.errors import QuernError
 from tasks.models.architecture import build, fit
 from tasks.models.classes import read_classes
-from torch import nn
 
 NETWORK = """
 from dataclasses import dataclass

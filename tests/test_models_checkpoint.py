@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from tasks.core.errors import QuernError
 from tasks.models.archive import is_complete_zip
 from tasks.models.checkpoint import read_checkpoint
 from tasks.models.label import label
-from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,9 +155,7 @@ def test_a_whole_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
         ({"a": torch.ones(1), "_orig_mod.a": torch.ones(1)}, "holds a twice"),
     ],
 )
-def test_what_is_no_checkpoint_is_said_in_one_line(
-    tmp_path: Path, content: Any, part: str
-) -> None:
+def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path: Path, content: Any, part: str) -> None:
     assert part in refusal(saved(tmp_path / "a.pth", content))
 
 

@@ -21,7 +21,7 @@ import pytest
 import xxhash
 from PIL import Image
 
-from tests.native_binaries import Binaries, build
+from tests.native_build import Binaries, programs
 from tests.server_world import (
     BREEDS,
     CLASSES,
@@ -46,8 +46,8 @@ READ, ADMIN = "a read key", "an admin key"
 
 
 @pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.getbasetemp() / "native-binaries")
+def binaries() -> Binaries:
+    return programs()
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ def lower_identity(t: Translation, node: fx.Node, given: dict[str, Any]) -> None
 def lower_clone(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
     """The same value in memory of its own."""
     lower_identity(t, node, given)
-    t.share_memory(node, node)
+    t.own_memory(node)
 
 
 @lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
@@ -251,7 +251,7 @@ def lower_dropout(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
     """Nothing to compute in eval mode."""
     if given["train"]:
         t.refuse(node, f"{op_name(node)} that is on in eval mode (pass training=self.training)")
-    t.alias(node, given["input"])
+    t.alias(node, node.args[0])  # type: ignore[arg-type]
 
 
 @lowers("aten._assert_tensor_metadata.default")

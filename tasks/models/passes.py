@@ -60,8 +60,8 @@ def keep_pooled_shape(graph: Graph, model_name: str) -> None:
         source = graph.producer(pooled) if pooled else None
         if start is None or source is None or source.shape[2:] != (1, 1):
             raise QuernError(
-                f"{where(view, model_name)}: a view to {list(view.shape)} is supported by the native"
-                " engine only after a pooled value has passed linear layers and activations"
+                f"{where(view, model_name)}: a view to {list(view.shape)} is supported by the"
+                " native engine only where linear layers and activations follow a pooled value"
             )
         if steps:
             steps[-1].inputs = [source.output]

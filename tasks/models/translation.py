@@ -94,6 +94,10 @@ class Translation:
         """`node` and `argument` are one memory to torch."""
         self._owners[node] = self._owners.get(argument, argument)
 
+    def own_memory(self, node: fx.Node) -> None:
+        """`node` is a copy: what is changed in place elsewhere doesn't change it."""
+        self._owners[node] = node
+
     def changed_in_place(self, node: fx.Node, argument: fx.Node) -> None:
         """`node` was emitted as the new content of `argument`'s memory.
 
