@@ -58,7 +58,7 @@ def native_recipe(outputs: dict[str, str], folders: tuple[str, ...], options: li
 def build(sources: list[str], options: list[str], names: dict[str, str], **outputs: str) -> None:
     """Configure and compile in a fresh folder; copy the built files to `outputs` (role → path).
 
-    The folder is fresh because ninja goes by times, and an edit that keeps them must count.
+    The folder is fresh because make goes by times, and an edit that keeps them must count.
     Raises QuernError: no compiler, CMake's own complaint, or the first compiler error.
     """
     if compiler() is None:
@@ -68,14 +68,17 @@ def build(sources: list[str], options: list[str], names: dict[str, str], **outpu
         )
     cmake = shutil.which("cmake", path=os.path.dirname(sys.executable)) or "cmake"
     with tempfile.TemporaryDirectory(dir=Path(next(iter(outputs.values()))).parent) as folder:
-        configure = [cmake, "-S", ".", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-        configure += [f"-DPython_EXECUTABLE={sys.executable}", *options]
-        ninja = shutil.which("ninja", path=os.path.dirname(sys.executable))
-        if ninja:
-            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
-        run(configure, complain=cmake_complaint)
+        # make, not ninja, which puts each compiler in a process group of its own: killed hard, it
+        # leaves them running.
+        configure = [cmake, "-S", ".", "-B", folder, "-G", "Unix Makefiles"]
+        configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
+        run([*configure, *options], complain=cmake_complaint)
         targets = [name.partition(".")[0] for name in names.values()]
-        run([cmake, "--build", folder, "--target", *targets], complain=compiler_complaint)
+        jobs = str(os.cpu_count() or 1)
+        run(
+            [cmake, "--build", folder, "--parallel", jobs, "--target", *targets],
+            complain=compiler_complaint,
+        )
         for role, name in names.items():
             stem = name.partition(".")[0]
             built = [p for p in Path(folder).rglob(f"{stem}*") if p.is_file() and is_product(p)]
@@ -88,7 +91,7 @@ def is_product(path: Path) -> bool:
 
 
 def run(command: list[str], complain: Any) -> None:
-    """Run one build step; its output goes to the task's log, ninja's counts to the terminal."""
+    """Run one build step; its output goes to the task's log, make's percentage to the terminal."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -102,9 +105,9 @@ def run(command: list[str], complain: Any) -> None:
     for line in process.stdout:
         print(line, end="")
         lines.append(line.rstrip())
-        step = re.match(r"\[(\d+)/(\d+)\]", line)
+        step = re.match(r"\[ *(\d+)%\]", line)
         if step:
-            progress("compiling", int(step[1]), int(step[2]), "files")
+            progress("compiling", int(step[1]), 100, "%")
     if process.wait():
         raise QuernError(complain(lines))
 

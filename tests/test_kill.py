@@ -171,7 +171,7 @@ def test_a_compiler_dies_with_doit(deploy_project: DeployProject, moment: float)
         path.unlink()
     process = subprocess.Popen(project.command("native:server"), cwd=project.root)
     deadline = time.monotonic() + 60
-    while not any(p.name() in ("ninja", "cmake") for p in processes_of(project)):
+    while not any(p.name() in ("make", "gmake", "cmake") for p in processes_of(project)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     time.sleep(moment)

@@ -115,11 +115,17 @@ def as_inputs(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate(rows))
 
 
-def shifted(batch: Tensor, most: int = 2) -> Tensor:
-    """The batch moved by up to `most` pixels each way: the digits aren't always centred."""
-    down, across = torch.randint(0, 2 * most + 1, (2,)).tolist()
+def shifted(batch: Tensor, most: int = 3) -> Tensor:
+    """Each image moved by up to `most` pixels each way: digits aren't always centred."""
     padded = F.pad(batch, (most, most, most, most), mode="replicate")
-    return padded[:, :, down : down + batch.shape[2], across : across + batch.shape[3]]
+    height, width = batch.shape[2:]
+    moves = torch.randint(0, 2 * most + 1, (len(batch), 2)).tolist()
+    return torch.stack(
+        [
+            image[:, down : down + height, across : across + width]
+            for image, (down, across) in zip(padded, moves, strict=True)
+        ]
+    )
 
 
 @torch.no_grad()

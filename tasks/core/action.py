@@ -4,6 +4,7 @@ Run as `python -m tasks.core.action REQUEST EVENTS`, two file descriptors: the r
 object, events go back as JSON lines.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -59,10 +60,11 @@ def main() -> int:
         _send({"result": result})
         return 0
     except BaseException as error:
-        if not isinstance(error, QuernError):
-            traceback.print_exc()
         later = isinstance(error, TryAgainLater)
         _send({"error": in_one_line(error), "try_again_later": later})
+        if not isinstance(error, QuernError):
+            with contextlib.suppress(OSError):  # the disk may be full
+                traceback.print_exc()
     return 1
 
 
@@ -71,5 +73,6 @@ if __name__ == "__main__":
     from tasks.core import action
 
     status = action.main()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(status)  # torch's and numpy's thread pools need no farewell

@@ -33,7 +33,7 @@ class Reason:
 SENTENCES = {
     "first": "it has not run here before",
     "failed": "its last run failed",
-    "interrupted": "its last run did not finish",
+    "interrupted": "its last run has not finished",
     "changed": "{subject} changed from {before} to {after}",
     "added": "{subject} is new ({after})",
     "removed": "{subject} is gone (was {before})",

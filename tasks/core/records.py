@@ -49,7 +49,11 @@ class Records:
     def _load(self) -> tuple[dict[str, dict[str, Any]], set[str]]:
         rows = self.project.state.rows("select name, record from task")
         running = self.project.state.rows("select name from running")
-        return {name: json.loads(record) for name, record in rows}, {name for (name,) in running}
+        records = {name: json.loads(record) for name, record in rows}
+        for name, record in records.items():
+            if not isinstance(record, dict) or not {"components", "targets"} <= record.keys():
+                raise ValueError(f"the record of {name} has another shape")
+        return records, {name for (name,) in running}
 
     # -- judging ---------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class QuernReporter:
         self.line(f"{task.name}: {verb} in {seconds:.1f} s" + (f" ({because})" if because else ""))
         for note in self.notes.pop(task.name, []):
             self.line(f"  {note}")
-        output = "".join(a.out or "" for a in task.actions)
+        output = "".join((a.out or "") + (a.err or "") for a in task.actions)
         if output and task.verbosity != 2:
             self._write_log(task, output)
 
@@ -74,14 +74,15 @@ class QuernReporter:
                 return  # a group of which one failed
             self.error(f"{task.name}: not run, because {fail.message.replace(' ', ', ')} failed")
             return
-        details = "".join([*(a.err or "" for a in task.actions), *fail.traceback])
+        output = [(a.out or "") + (a.err or "") for a in task.actions]
+        details = "".join([*output, *fail.traceback])
         where = ""
         if details:
             self._write_log(task, details)
         if task.executed and self.project.log_path(task.name).exists():
             log = self.project.log_path(task.name).relative_to(self.project.root)
             where = f" (log: {log})"
-        self.error(f"{task.name}: {_message(fail)}{where}")
+        self.error(f"{task.name}: {failure_in_one_line(fail)}{where}")
 
     def skip_uptodate(self, task: Any) -> None:
         """Nothing changed: nothing is said."""
@@ -91,7 +92,7 @@ class QuernReporter:
 
     def cleanup_error(self, exception: Any) -> None:
         """A teardown failed."""
-        self.error(_message(exception))
+        self.error(failure_in_one_line(exception))
 
     def runtime_error(self, message: str) -> None:
         """doit itself refused to go on."""
@@ -190,7 +191,7 @@ class JsonReporter(QuernReporter):
 
     def add_failure(self, task: Any, fail: Any) -> None:
         """A task failed."""
-        self._emit("failed", task=task.name, error=_message(fail))
+        self._emit("failed", task=task.name, error=failure_in_one_line(fail))
 
     def skip_uptodate(self, task: Any) -> None:
         """A task is up to date."""
@@ -219,7 +220,7 @@ class JsonReporter(QuernReporter):
             self.outstream.flush()
 
 
-def _message(fail: Any) -> str:
+def failure_in_one_line(fail: Any) -> str:
     """A failure in one line; of a Python action's exception, what it says."""
     text = " ".join(fail.message.split())
     if text == "PythonAction Error" and fail.traceback:

@@ -8,6 +8,7 @@ from doit.cmd_clean import Clean as DoitClean
 from doit.exceptions import BaseFail
 
 from tasks.core.commands.project_command import ProjectCommand
+from tasks.core.reporter import failure_in_one_line
 
 
 class Clean(ProjectCommand, DoitClean):  # type: ignore[misc]
@@ -58,4 +59,4 @@ class Clean(ProjectCommand, DoitClean):  # type: ignore[misc]
     def _told(self, task: Any, result: Any) -> None:
         if isinstance(result, BaseFail):
             self.failed = True
-            sys.stderr.write(f"{task.name}: clean failed: {result.message}\n")
+            sys.stderr.write(f"{task.name}: clean failed: {failure_in_one_line(result)}\n")

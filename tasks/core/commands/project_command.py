@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from doit.action import CmdAction
+from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 from doit.globals import Globals
 
@@ -35,6 +36,14 @@ class ProjectCommand:
     project: Project
     dep_manager: Any
     task_list: list[Any]
+
+    def parse_execute(self, in_args: list[str]) -> int:
+        """doit's parsing, whose complaints become one line."""
+        try:
+            return super().parse_execute(in_args)  # type: ignore[misc, no-any-return]
+        except CmdParseError as error:
+            sys.stderr.write(f"{' '.join(str(error).split())}\n")
+            return COULD_NOT_START
 
     def execute(self, params: Any, args: list[str]) -> int:
         """Load dodo.py and run the command; a fault a user can mend is one line."""
