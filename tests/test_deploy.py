@@ -148,10 +148,10 @@ def test_a_release_that_fails_its_probe_never_takes_over(
     release, files = release_in(project, tmp_path / "eleven", classes=classes)
     assert "11" in refused(project, release, files)
 
-    changed = tmp_path / "wrong" / "golden"
-    release, files = release_in(project, tmp_path / "late")
-    Path(files["golden"]).write_bytes(changed.read_bytes() + b" ")
-    (project.host.parent / "store").rename(project.host.parent / "store-away")
+    spaced = tmp_path / "spaced.json"
+    spaced.write_bytes((project.root / "examples/digits/classes.json").read_bytes() + b" ")
+    release, files = release_in(project, tmp_path / "late", classes=spaced)
+    Path(files["classes"]).write_bytes(spaced.read_bytes() + b" ")
     assert "changed after the release was made" in refused(project, release, files)
 
 
