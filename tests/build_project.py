@@ -17,7 +17,7 @@ PLUGINS = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 ]["plugins"]["command"]
 
 # What the tests' tasks do. Every run leaves its name in the file `runs`.
-WORK = '''
+WORK = """
 def count(name):
     with open("runs", "a") as file:
         file.write(name + "\\n")
@@ -34,10 +34,10 @@ def first_letter(name, source, out):
     count(name)
     with open(out, "w") as file:
         file.write(open(source).read()[:1])
-'''
+"""
 
 # in/one + in/two -> left; in/three -> right; left + right -> top (recipes); top -> copy (shell).
-DIAMOND = '''
+DIAMOND = """
 from tasks.core.recipe import Recipe
 
 
@@ -59,7 +59,7 @@ def task_copy():
         "actions": ["cat out/top > out/copy; echo copy >> runs"],
         "file_dep": ["out/top"], "targets": ["out/copy"], "clean": True,
     }
-'''
+"""
 
 
 @dataclass

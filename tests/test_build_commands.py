@@ -253,9 +253,13 @@ FAULTS = {
         3,
         "dodo.py:2: unexpected KeyError: 'x'",
     ),
-    "wrong task": ('def task_t():\n    return {"action": ["true"]}\n', 3, "Task t must contain 'actions' field"),
+    "wrong task": (
+        'def task_t():\n    return {"action": ["true"]}\n',
+        3,
+        "Task t must contain 'actions' field",
+    ),
     "common target": (
-        'def task_t():\n    for i in range(2):\n'
+        "def task_t():\n    for i in range(2):\n"
         '        yield {"name": str(i), "actions": ["true"], "targets": ["x"]}\n',
         3,
         "common target",
@@ -350,10 +354,10 @@ def test_a_closed_pipe_is_no_fault(project):
 def test_of_several_faults_the_exit_status_is_the_gravest(tmp_path):
     later = FAULTS["later"][0].replace("task_t", "task_later")
     failing = 'def task_fail():\n    return {"actions": ["exit 1"]}\n'
-    below = '''
+    below = """
 def task_below():
     return {"actions": ["true"], "file_dep": ["x"]}
-'''
+"""
     project = BuildProject(tmp_path, later + below)
     outcome = project.doit("--continue")
     assert outcome.status == 75

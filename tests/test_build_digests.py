@@ -86,8 +86,11 @@ def test_changed_source_of_a_recipe_reruns_the_recipes_of_that_module(project):
 
 
 def test_a_module_that_counts_reruns_only_the_recipe_that_names_it(tmp_path):
-    dodo = DIAMOND.replace('"name": name, **parameters},', '"name": name, **parameters},\n'
-                           '        tool_files=("codec.py",) if name == "right" else (),')
+    dodo = DIAMOND.replace(
+        '"name": name, **parameters},',
+        '"name": name, **parameters},\n'
+        '        tool_files=("codec.py",) if name == "right" else (),',
+    )
     project = BuildProject(tmp_path, dodo)
     project.write("codec.py", "A = 1\n")
     project.built()
@@ -101,7 +104,7 @@ def test_a_changed_shell_command_reruns_its_task_only(project):
     assert project.read("out/copy") == "eno\nowt\neerht\n"
 
 
-PYTHON_TASK = '''
+PYTHON_TASK = """
 import functools
 
 LETTERS = {"a", "b", "c", "d", "e", "f"}
@@ -127,7 +130,7 @@ def task_python():
         "file_dep": ["in/one"],
         "targets": ["out/one", "out/two", "out/three", "out/four"],
     }
-'''
+"""
 
 
 @pytest.mark.parametrize("word", ["ARGUMENT", "VALUE", "PARTIAL", "assert"])
@@ -145,7 +148,7 @@ def test_a_changed_python_action_reruns_its_task(tmp_path, word):
 def test_an_upstream_that_reruns_to_equal_bytes_stops_there(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 from tasks.core.recipe import Recipe
 
 def task_letter():
@@ -159,7 +162,7 @@ def task_below():
         parameters={"name": "below"}).task("x", "Below it.")
     yield {"name": "shell", "actions": ["cat out/letter > out/shell; echo shell >> runs"],
         "file_dep": ["out/letter"], "targets": ["out/shell"]}
-''',
+""",
     )
     assert sorted(project.built().ran) == ["below", "letter", "shell"]
     project.write("in/one", "o, but otherwise different\n")
@@ -216,7 +219,7 @@ def test_a_new_checkout_with_the_store_runs_nothing(project, tmp_path_factory):
     assert other.read("out/top") == "one\ntwo\nthree\n"
 
 
-EDITED_MEANWHILE = '''
+EDITED_MEANWHILE = """
 import os
 
 def edit(name, source, out):
@@ -227,24 +230,24 @@ def edit(name, source, out):
         status = os.stat(source)
         open(source, "r+").write("ONE")
         os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
-'''
+"""
 
 
 @pytest.mark.parametrize("threads", [[], ["-n", "2"]])
 @pytest.mark.parametrize("kind", ["recipe", "shell"])
 def test_an_input_edited_while_its_task_runs_is_caught(tmp_path, kind, threads):
-    recipe = '''
+    recipe = """
 from tasks.core.recipe import Recipe
 
 def task_edit():
     yield Recipe(name="edit", version=1, function="work:edit", inputs={"source": "in/one"},
         outputs={"out": "out/x"}, parameters={"name": "edit"}).task("x", "Edits its input.")
-'''
-    shell = '''
+"""
+    shell = """
 def task_edit():
     yield {"name": "x", "file_dep": ["in/one"], "targets": ["out/x"], "actions":
         ["cat in/one > out/x; echo edit >> runs; grep -q one in/one && echo ONE > in/one; true"]}
-'''
+"""
     project = BuildProject(tmp_path, recipe if kind == "recipe" else shell, EDITED_MEANWHILE)
     outcome = project.doit(*threads)
     assert outcome.status == 1
@@ -258,14 +261,14 @@ def task_edit():
 def test_a_declared_target_that_is_not_made_is_a_failure(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 from tasks.core.recipe import Recipe
 
 def task_lazy():
     yield {"name": "shell", "actions": ["true"], "targets": ["out/never"]}
     yield Recipe(name="lazy", version=1, function="work:nothing", inputs={},
         outputs={"out": "out/neither"}).task("recipe", "Makes nothing.")
-''',
+""",
         "def nothing(out):\n    pass\n",
     )
     outcome = project.doit("--continue")
@@ -277,7 +280,7 @@ def task_lazy():
 def test_dot_slash_a_and_a_are_one_node(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 def task_z_first():
     return {"actions": ["cat in/one > mid; echo first >> runs"], "file_dep": ["./in//one"],
         "targets": ["./mid"]}
@@ -290,7 +293,7 @@ def task_b_third():
     import os
     return {"actions": ["cat end > last; echo third >> runs"],
         "file_dep": [os.path.abspath("end")], "targets": ["last"]}
-''',
+""",
     )
     assert project.built().ran == ["first", "second", "third"]
     project.write("in/one", "ONE\n")
@@ -301,12 +304,12 @@ def task_b_third():
 def test_a_file_is_read_once_however_many_tasks_need_it(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 def task_use():
     for i in range(20):
         yield {"name": str(i), "actions": [f"cat in/one > out/{i}"], "file_dep": ["in/one"],
             "targets": [f"out/{i}"]}
-''',
+""",
     )
     time.sleep(2.2)  # let the input settle, as a checkpoint has when doit sees it
     assert project.opens("in/one") == 1
@@ -347,11 +350,11 @@ def test_one_read_gives_xxh3_and_sha256_where_asked(tmp_path):
 def test_a_directory_counts_by_names_and_contents(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 def task_pack():
     return {"actions": ["cat in/* > out/pack; echo pack >> runs"], "file_dep": ["in"],
         "targets": ["out/pack"]}
-''',
+""",
     )
     assert project.built().ran == ["pack"]
     assert project.built().ran == []
@@ -388,19 +391,19 @@ def test_an_edit_of_a_target_never_reaches_the_store(project):
     assert project.read("out/left") == "one\ntwo\n"
 
 
-LINKING = '''
+LINKING = """
 import os
 
 def link(source, out, how):
     os.link(source, out) if how == "hard" else os.symlink(os.path.abspath(source), out)
-'''
-LINKING_DODO = '''
+"""
+LINKING_DODO = """
 from tasks.core.recipe import Recipe
 
 def task_link():
     yield Recipe(name="link", version=1, function="work:link", inputs={"source": "in/one"},
         outputs={"out": "out/x"}, parameters={"how": "HOW"}).task("x", "Links its input.")
-'''
+"""
 
 
 def test_an_output_hard_linked_to_an_input_is_stored_apart_from_it(tmp_path):
@@ -439,7 +442,7 @@ def test_a_program_stays_a_program_when_restored(tmp_path):
 def test_inputs_found_when_the_tasks_turn_comes(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 import glob
 from tasks.core.recipe import Recipe
 
@@ -447,7 +450,7 @@ def task_watch():
     yield Recipe(name="join", version=1, function="work:join",
         inputs=lambda: {"sources": sorted(glob.glob("in/t*"))}, outputs={"out": "out/x"},
         parameters={"name": "watch"}).task("x", "Joins what is there.")
-''',
+""",
     )
     assert project.built().ran == ["watch"]
     assert project.built().ran == []

@@ -13,7 +13,7 @@ import pytest
 
 from tests.build_project import DOIT, BuildProject, fill
 
-SLEEPING_WORK = '''
+SLEEPING_WORK = """
 import os, signal, subprocess, sys, time
 
 def sleep(out, how):
@@ -26,8 +26,8 @@ def sleep(out, how):
     open("child.partly", "w").write(str(os.getpid()))
     os.rename("child.partly", "child")
     time.sleep(60)
-'''
-SLEEPING = '''
+"""
+SLEEPING = """
 from tasks.core.recipe import Recipe
 
 def task_sleep():
@@ -37,7 +37,7 @@ def task_sleep():
     else:
         yield Recipe(name="sleep", version=1, function="work:sleep", inputs={},
             outputs={"out": "out/x"}, parameters={"how": "HOW"}).task("x", "Sleeps.")
-'''
+"""
 
 
 def sleeping(root: Path, how: str) -> tuple[BuildProject, str]:
@@ -111,10 +111,10 @@ def test_no_process_outlives_a_killed_run(tmp_path, how):
 
 def test_no_process_outlives_a_run_of_which_another_task_fails(tmp_path):
     project, began = sleeping(tmp_path, "has a grandchild")
-    failing = '''
+    failing = """
 def task_fail():
     return {"actions": ["while ! test -e BEGAN; do sleep 0.05; done; false"]}
-'''
+"""
     project.write("dodo.py", project.read("dodo.py") + failing.replace("BEGAN", began))
     work = project.read("work.py").replace("time.sleep(60)", "time.sleep(1)")
     project.write("work.py", work)
@@ -125,7 +125,7 @@ def task_fail():
 
 # ---- kill -9 at random moments ---------------------------------------------------------------
 
-CHAINS = '''
+CHAINS = """
 from tasks.core.recipe import Recipe
 
 def task_recipe():
@@ -143,8 +143,8 @@ def task_plain():
         yield {"name": str(i), "file_dep": [source], "targets": [f"out/plain{i}"], "actions": [
             f"printf half > out/plain{i}; sleep 0.05; cat {source} {source} > out/plain{i}; "
             f"echo plain{i} >> runs"]}
-'''
-CHAINS_WORK = '''
+"""
+CHAINS_WORK = """
 import time
 
 def slow(source, out, second, name):
@@ -157,7 +157,7 @@ def slow(source, out, second, name):
                 time.sleep(0.002)
     with open("runs", "a") as file:
         file.write(name + "\\n")
-'''
+"""
 
 
 def expected(first: str) -> dict[str, str]:
@@ -384,13 +384,13 @@ def test_a_database_that_is_a_directory_is_one_line(tmp_path):
 def test_a_full_disk_is_one_line_and_changes_nothing(small_disk):
     project = BuildProject(
         small_disk / "project",
-        '''
+        """
 from tasks.core.recipe import Recipe
 
 def task_big():
     yield Recipe(name="big", version=1, function="work:big", inputs={"source": "in/one"},
         outputs={"out": "out/big"}).task("x", "Big.")
-''',
+""",
         "def big(source, out):\n    text = open(source).read()\n"
         "    open(out, 'w').write(text * (1000 if text == 'one\\n' else 2_000_000))\n",
     )
@@ -465,7 +465,7 @@ def test_permissions_that_forbid_are_one_line(tmp_path, built_once):
 def test_a_missing_program_is_one_line(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 from tasks.core.recipe import Recipe
 
 def task_t():
@@ -475,7 +475,7 @@ def task_t():
         outputs={"out": "x"}).task("recipe", "Compiles.")
     yield Recipe(name="t", version=1, function="nowhere:compile", inputs={},
         outputs={"out": "y"}).task("module", "Has no module.")
-''',
+""",
         "import subprocess\ndef compile(out):\n    subprocess.run(['no-such-compiler'])\n",
     )
     outcome = project.doit("--continue")
@@ -487,13 +487,13 @@ def task_t():
 
 # ---- children that misbehave -------------------------------------------------------------------
 
-MISBEHAVING = '''
+MISBEHAVING = """
 from tasks.core.recipe import Recipe
 
 def task_child():
     yield Recipe(name="child", version=1, function="work:child", inputs={},
         outputs={"out": "out/x"}).task("x", "Misbehaves.")
-'''
+"""
 
 
 def misbehaving(root: Path, body: str) -> BuildProject:
@@ -598,5 +598,3 @@ def test_however_a_child_ends_it_is_one_line(tmp_path, body, told):
     assert "Traceback" not in outcome.text
     assert told in outcome.text
     assert outcome.status == (75 if told == "later" else 1)
-
-

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.build_project import BuildProject
 
 INPUTS = ("a", "b", "c")
 CONTENTS = ("xy", "xz", "qq")
-DODO = '''
+DODO = """
 import json
 from tasks.core.recipe import Recipe
 
@@ -31,12 +31,12 @@ def task_t():
             cut = "".join(f"head -c {length} {s} >> out/{name};" for s in sources)
             yield {"name": name, "file_dep": sources, "targets": [f"out/{name}"], "clean": True,
                 "actions": [f"rm -f out/{name}; {cut} echo {name} >> runs"]}
-'''
-WORK = '''
+"""
+WORK = """
 def cut(name, length, sources, out):
     open("runs", "a").write(name + "\\n")
     open(out, "w").write("".join(open(s).read()[:length] for s in sources))
-'''
+"""
 
 
 @st.composite
@@ -99,7 +99,7 @@ def apply(change: tuple[Any, ...], project: BuildProject, graph: list[Any], file
     elif kind == "touch":
         (project.root / "in" / rest[0]).touch()
     elif kind == "clean":
-        project.built("clean", "--all")
+        project.built("clean", "--clean-all")
         for task in graph:
             files.pop(f"out/{task['name']}", None)
     else:
@@ -133,7 +133,13 @@ def follows_the_model(graph: list[Any], steps: list[list[Any]], threads: bool) -
                 assert project.read(path) == text, (path, changes)
 
 
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+# Shrinking would build for minutes.
+QUIET = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "database": None,
+    "phases": (Phase.explicit, Phase.generate),
+}
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_a_failed_task_runs_again_and_a_group_is_not_recorded(tmp_path):
 def test_many_tasks_in_threads_share_one_database(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 from tasks.core.recipe import Recipe
 
 def task_r():
@@ -72,7 +72,7 @@ def task_s():
     for i in range(12):
         yield {"name": str(i), "actions": [f"echo {i} > out/s{i}; echo s{i} >> runs"],
             "file_dep": ["in/one"], "targets": [f"out/s{i}"]}
-''',
+""",
     )
     assert sorted(project.built("-n", "6").ran) == sorted(
         f"{kind}{i}" for kind in "rs" for i in range(12)
@@ -131,7 +131,7 @@ def test_the_database_opened_while_another_process_writes(tmp_path):
 def test_readers_beside_a_run_do_not_disturb_it(tmp_path):
     project = BuildProject(
         tmp_path,
-        'def task_t():\n    for i in range(30):\n'
+        "def task_t():\n    for i in range(30):\n"
         '        yield {"name": str(i), "actions": [f"sleep 0.02; echo {i} > out/{i}"],'
         ' "targets": [f"out/{i}"], "file_dep": ["in/one"]}\n',
     )
@@ -161,7 +161,10 @@ def test_logs_are_rotated(tmp_path):
         project.open_log("weights:digits").write_text(f"{n}" * (LOG_BYTES + 1))
     project.open_log("weights:digits")
     logs = sorted(path.name for path in (project.private / "logs").iterdir())
-    assert logs == ["weights.digits.log", *(f"weights.digits.log.{i + 1}" for i in range(LOGS_KEPT))]
+    assert logs == [
+        "weights.digits.log",
+        *(f"weights.digits.log.{i + 1}" for i in range(LOGS_KEPT)),
+    ]
     newest = (project.private / "logs/weights.digits.log.1").read_text()
     assert newest[0] == str(LOGS_KEPT + 2)
 
@@ -184,7 +187,7 @@ def test_task_names_with_odd_characters(tmp_path):
     names = ["a.b", "a/b", "a b", "ä", "a%2fb", "'\"", "..", "-x", "$(touch pwned)", "x" * 300]
     project = BuildProject(
         tmp_path,
-        f'''
+        f"""
 from tasks.core.recipe import Recipe
 
 def task_odd():
@@ -192,7 +195,7 @@ def task_odd():
         yield Recipe(name="join", version=1, function="work:join",
             inputs={{"sources": ["in/one"]}}, outputs={{"out": f"out/{{i}}"}},
             parameters={{"name": f"odd{{i}}"}}).task(name, "Odd.")
-''',
+""",
     )
     assert len(project.built("-n", "4").ran) == len(names)
     assert project.built().text == ""
@@ -209,7 +212,7 @@ def test_colliding_names_have_logs_and_work_folders_of_their_own():
 def test_output_of_python_actions_in_threads_does_not_swallow_faults(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 import time
 
 def slow():
@@ -219,7 +222,7 @@ def slow():
 def task_t():
     yield {"name": "slow", "actions": [slow]}
     yield {"name": "bad", "actions": ["sleep 0.3; exit 1"]}
-''',
+""",
     )
     outcome = project.doit("-n", "2")
     assert "t:bad: command" in outcome.err
@@ -238,7 +241,7 @@ def test_a_state_folder_that_cannot_be_made_is_said(tmp_path):
 def test_values_pass_from_task_to_task(tmp_path):
     project = BuildProject(
         tmp_path,
-        '''
+        """
 def give():
     return {"number": 7}
 
@@ -250,7 +253,7 @@ def task_give():
 
 def task_take():
     return {"actions": [take], "getargs": {"number": ("give", "number")}}
-''',
+""",
     )
     assert project.built().ran == ["7"]
     assert project.built().ran == []  # getargs: up to date as long as the value stays

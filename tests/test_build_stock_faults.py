@@ -11,16 +11,19 @@ import pytest
 
 from tests.build_project import BuildProject, fill
 
-COPY = '''
+COPY = """
 def task_copy():
     return {"actions": ["cat in/one > out/copy; echo copy >> runs"], "file_dep": ["in/one"],
         "targets": ["out/copy"]}
-'''
-CHAIN = COPY + '''
+"""
+CHAIN = (
+    COPY
+    + """
 def task_below():
     return {"actions": ["cat out/copy > out/below; echo below >> runs"], "file_dep": ["out/copy"],
         "targets": ["out/below"]}
-'''
+"""
+)
 
 
 def quern_and_stock(root: Path, dodo: str) -> tuple[BuildProject, BuildProject]:
@@ -46,11 +49,11 @@ def test_same_mtime_counts_as_unchanged(tmp_path):
 
 
 def test_after_a_touch_the_file_is_hashed_at_every_later_run(tmp_path):
-    dodo = '''
+    dodo = """
 def task_use():
     for i in range(3):
         yield {"name": str(i), "actions": ["echo use >> runs"], "file_dep": ["in/one"]}
-'''
+"""
     quern, stock = built_twice(tmp_path, dodo)
     for project in (quern, stock):
         os.utime(project.root / "in/one", ns=(1, 1))
@@ -101,23 +104,26 @@ def test_a_declared_target_never_produced_exits_0(tmp_path):
 
 
 def test_two_spellings_of_a_path_are_two_nodes(tmp_path):
-    dodo = '''
+    dodo = """
 def task_second():
     return {"actions": ["cat mid > end"], "file_dep": ["mid"], "targets": ["end"]}
 
 def task_first():
     return {"actions": ["cat in/one > mid"], "file_dep": ["in/one"], "targets": ["./mid"]}
-'''
+"""
     quern, stock = quern_and_stock(tmp_path, dodo)
     assert stock.doit().status == 1  # it knows no task that makes mid
     assert quern.doit().status == 0
     assert quern.read("end") == "one\n"
 
 
-SLOW_LAST = CHAIN + '''
+SLOW_LAST = (
+    CHAIN
+    + """
 def task_slow():
     return {"actions": ["echo slow >> runs; echo $$ > pid; SLEEP"], "file_dep": ["out/below"]}
-'''
+"""
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
@@ -171,7 +177,7 @@ def test_two_runs_do_every_action_twice(tmp_path):
     assert quern.runs() == ["copy"]
 
 
-SLEEPERS = '''
+SLEEPERS = """
 import os, time
 
 def sleep(i):
@@ -181,7 +187,7 @@ def sleep(i):
 def task_sleep():
     for i in range(2):
         yield {"name": str(i), "actions": [ACTION]}
-'''
+"""
 
 
 def test_killed_with_n_workers_stay(tmp_path):
@@ -206,12 +212,12 @@ def test_killed_with_n_workers_stay(tmp_path):
 
 
 def test_a_killed_worker_hangs_doit(tmp_path):
-    dying = '''
+    dying = """
 import os, signal
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-'''
+"""
     stock = BuildProject(
         tmp_path / "stock",
         dying + 'def task_die():\n    yield {"name": "x", "actions": [die]}\n',
@@ -224,7 +230,7 @@ def die():
     process.communicate()
     quern = BuildProject(
         tmp_path / "quern",
-        'from tasks.core.recipe import Recipe\n\ndef task_die():\n'
+        "from tasks.core.recipe import Recipe\n\ndef task_die():\n"
         '    yield Recipe(name="die", version=1, function="work:die", inputs={},'
         ' outputs={"out": "x"}).task("x", "Dies.")\n',
         dying.replace("die()", "die(out)"),
@@ -236,18 +242,19 @@ def die():
 
 def test_the_default_database_is_not_portable(tmp_path):
     quern, stock = built_twice(tmp_path, COPY)
-    assert not (stock.root / ".doit.db").exists() or b"SQLite" not in (
-        (stock.root / ".doit.db").read_bytes()[:16]
+    assert (
+        not (stock.root / ".doit.db").exists()
+        or b"SQLite" not in ((stock.root / ".doit.db").read_bytes()[:16])
     )
     assert (quern.root / ".quern/state.db").read_bytes().startswith(b"SQLite format 3")
 
 
 def test_disk_full_truncates_the_json_database(tmp_path, small_disk):
-    dodo = '''
+    dodo = """
 def task_t():
     for i in range(COUNT):
         yield {"name": f"{i}", "actions": ["echo t >> /dev/null"], "file_dep": ["in/one"]}
-'''
+"""
     quern = BuildProject(small_disk / "quern", dodo.replace("COUNT", "5"))
     stock = BuildProject(small_disk / "stock", dodo.replace("COUNT", "5"), stock=True)
     stock.write("doit.cfg", "[GLOBAL]\nbackend = json\ndep_file = records.json\n")

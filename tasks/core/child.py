@@ -35,7 +35,13 @@ def call_in_child(
     failure, result = None, None
     with os.fdopen(events_read, "rb", buffering=0) as events:
         with open(log, "ab") as output, _closed(request_read, events_write):
-            child = [sys.executable, "-m", "tasks.core.action", str(request_read), str(events_write)]
+            child = [
+                sys.executable,
+                "-m",
+                "tasks.core.action",
+                str(request_read),
+                str(events_write),
+            ]
             process = start(
                 child,
                 stdout=output,

@@ -127,9 +127,7 @@ class GuardedCommand(CmdAction):  # type: ignore[misc]
             return TaskFailed(f"its command can't be filled in: {type(error).__name__} {error}")
         command = ["/bin/sh", "-c", action] if isinstance(action, str) else action
         try:
-            process = start(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **self.pkwargs
-            )
+            process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **self.pkwargs)
         except OSError as error:
             return TaskFailed(f"{error.filename or command[0]}: {error.strerror}")
         try:

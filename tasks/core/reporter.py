@@ -134,7 +134,9 @@ class QuernReporter:
     def _print(self, stream: Any, text: str) -> None:
         with self.lock:
             if self.bars is not None:
-                self.bars.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+                self.bars.console.print(
+                    text, markup=False, emoji=False, highlight=False, soft_wrap=True
+                )
             else:
                 stream.write(f"{text}\n")
                 stream.flush()

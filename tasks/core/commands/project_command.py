@@ -4,6 +4,7 @@ Mixed in before doit's own command class (doit 0.37, `doit.cmd_base.DoitCmdBase`
 """
 
 import os
+import re
 import sys
 import traceback
 from inspect import signature
@@ -42,7 +43,8 @@ class ProjectCommand:
         try:
             return super().parse_execute(in_args)  # type: ignore[misc, no-any-return]
         except CmdParseError as error:
-            sys.stderr.write(f"{' '.join(str(error).split())}\n")
+            text = re.sub(r" \(parsing options: .*?\]\)", "", " ".join(str(error).split()))
+            sys.stderr.write(f"{text}; see: doit help {self.name}\n")
             return COULD_NOT_START
 
     def execute(self, params: Any, args: list[str]) -> int:
