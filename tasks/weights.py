@@ -1,5 +1,6 @@
 """Weights: lower each checkpoint to `model_weights.bin`, with the golden set that proves it."""
 
+import gc
 import glob
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ def lower(
     **settings: Any,
 ) -> None:
     """Lower a checkpoint; what was done differently than one may expect is told as notes."""
+    gc.disable()  # this process is short-lived, and collecting costs torch's import a fifth
     from tasks.models.lower import lower as lower_checkpoint
 
     notes = lower_checkpoint(
