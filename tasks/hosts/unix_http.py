@@ -1,6 +1,5 @@
 """JSON over HTTP to a server's Unix socket, and to a port; short, bounded calls."""
 
-import http.client
 import json
 import os
 import socket
@@ -26,24 +25,6 @@ class Refused(QuernError):
         self.status = status
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        if len(os.fsencode(self._path)) <= LONGEST_SOCKET_PATH:
-            self.sock.connect(str(self._path))
-            return
-        # A socket's address is bounded, a directory's depth is not: go through a short link.
-        with tempfile.TemporaryDirectory(prefix="quern-") as folder:
-            link = os.path.join(folder, "d")
-            os.symlink(self._path.parent.absolute(), link)
-            self.sock.connect(os.path.join(link, self._path.name))
-
-
 def ask_socket(
     path: Path, method: str, target: str, body: Any = None, timeout: float = 10.0
 ) -> dict[str, Any]:
@@ -51,17 +32,50 @@ def ask_socket(
 
     Raises Unreachable, or Refused with the server's own sentence.
     """
-    return _ask(_UnixConnection(path, timeout), method, target, body, f"{path}")
+    try:
+        connected = _connect(path, timeout)
+    except OSError as error:
+        raise Unreachable(f"{path}: no answer to {method} {target}: {_words(error)}") from None
+    return _ask("localhost", connected, timeout, method, target, body, f"{path}")
 
 
 def ask_port(address: str, target: str, timeout: float = 5.0) -> dict[str, Any]:
     """GET from "host:port", on a connection of its own. Raises Unreachable, Refused."""
-    return _ask(http.client.HTTPConnection(address, timeout=timeout), "GET", target, None, address)
+    return _ask(address, None, timeout, "GET", target, None, address)
+
+
+def _connect(path: Path, timeout: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+            connection.connect(str(path))
+            return connection
+        # A socket's address is bounded, a directory's depth is not: go through a short link.
+        with tempfile.TemporaryDirectory(prefix="quern-") as folder:
+            link = os.path.join(folder, "d")
+            os.symlink(path.parent.absolute(), link)
+            connection.connect(os.path.join(link, path.name))
+        return connection
+    except OSError:
+        connection.close()
+        raise
 
 
 def _ask(
-    connection: http.client.HTTPConnection, method: str, target: str, body: Any, where: str
+    address: str,
+    connected: socket.socket | None,
+    timeout: float,
+    method: str,
+    target: str,
+    body: Any,
+    where: str,
 ) -> dict[str, Any]:
+    import http.client  # 15 ms, which `doit list` need not pay
+
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    if connected is not None:
+        connection.sock = connected
     if isinstance(body, bytes):
         headers = {"Content-Type": "application/octet-stream"}
     else:
