@@ -62,6 +62,18 @@ def task_copy():
 """
 
 
+started: list[subprocess.Popen[str]] = []
+
+
+def kill_started() -> None:
+    """End what a failed test has left running."""
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 @dataclass
 class Outcome:
     """One run of `doit`: exit status, what it printed, and which tasks' functions ran."""
@@ -109,16 +121,19 @@ class BuildProject:
 
     def start(self, *arguments: str, program: str | list[str] = DOIT, **popen: object):
         command = [program] if isinstance(program, str) else program
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, *arguments],
             cwd=self.root,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            # Tests rewrite dodo.py faster than Python's .pyc files can tell.
+            env={"PYTHONDONTWRITEBYTECODE": "1", **os.environ},
             **popen,  # type: ignore[call-overload]
         )
+        started.append(process)
+        return process
 
     def doit(self, *arguments: str, **popen: object) -> Outcome:
         """Run doit to its end (at most 60 s)."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.build_project import BuildProject, kill_started
+
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
@@ -38,6 +40,20 @@ def digit_png() -> bytes:
     buffer = io.BytesIO()
     enlarged(digits()[0][3]).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    yield
+    kill_started()
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuildProject:
+    """The diamond of tests/build_project.py, built; tests take a copy()."""
+    project = BuildProject(tmp_path_factory.mktemp("built"))
+    project.built()
+    return project
 
 
 @pytest.fixture

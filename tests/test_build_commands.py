@@ -10,13 +10,6 @@ import pytest
 from tests.build_project import DOIT, BuildProject
 
 
-@pytest.fixture(scope="module")
-def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuildProject:
-    project = BuildProject(tmp_path_factory.mktemp("built"))
-    project.built()
-    return project
-
-
 @pytest.fixture
 def project(tmp_path: Path, built_once: BuildProject) -> BuildProject:
     return built_once.copy(tmp_path)
@@ -307,7 +300,10 @@ IN_THREADS = ("task failed", "task broke", "later", "broken uptodate", "cycle")
 
 @pytest.mark.parametrize(
     "fault, threads",
-    [*((fault, []) for fault in FAULTS), *((fault, ["-n", "2"]) for fault in IN_THREADS)],
+    [
+        *((fault, []) for fault in FAULTS),
+        *(pytest.param(fault, ["-n", "2"], marks=pytest.mark.slow) for fault in IN_THREADS),
+    ],
 )
 def test_a_fault_is_one_line_and_an_exit_status(tmp_path, fault, threads):
     dodo, status, told = FAULTS[fault]

@@ -150,7 +150,7 @@ def test_random_graphs_and_changes(graph, steps, threads):
 
 
 @given(graph=graphs(), steps=STEPS)
-@settings(max_examples=3, derandomize=True, **QUIET)
+@settings(max_examples=2, derandomize=True, **QUIET)
 def test_a_few_random_graphs_and_changes(graph, steps):
     follows_the_model(graph, steps, threads=True)
 

@@ -128,6 +128,7 @@ def test_the_database_opened_while_another_process_writes(tmp_path):
     assert [line[0] for line in out.splitlines()] == ["U"] * 5
 
 
+@pytest.mark.slow
 def test_readers_beside_a_run_do_not_disturb_it(tmp_path):
     project = BuildProject(
         tmp_path,

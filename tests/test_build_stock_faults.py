@@ -11,6 +11,9 @@ import pytest
 
 from tests.build_project import BuildProject, fill
 
+# As a whole 35 s: each fault is also held, without stock doit beside it, by a quicker test.
+pytestmark = pytest.mark.slow
+
 COPY = """
 def task_copy():
     return {"actions": ["cat in/one > out/copy; echo copy >> runs"], "file_dep": ["in/one"],

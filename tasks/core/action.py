@@ -12,6 +12,14 @@ import sys
 import threading
 import time
 import traceback
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+)
+from types import CodeType
 from typing import Any
 
 from tasks.core.errors import QuernError, TryAgainLater, in_one_line
@@ -45,6 +53,29 @@ def _send(event: dict[str, Any]) -> None:
             line = line[os.write(_events, line) :]
 
 
+class FromSource(SourceFileLoader):
+    """Compiles a module from its source each time.
+
+    Python trusts a .pyc by whole seconds and size: an edit that keeps both would run the old
+    code under the new source's digest, and its result would stay in the store.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the source as it is now."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _own_folder(path: str) -> FileFinder:
+    """An entry of sys.path_hooks for the project's own folders."""
+    own = os.path.abspath(path).startswith(os.getcwd()) and "site-packages" not in path
+    if not own:
+        raise ImportError(path)
+    return FileFinder(
+        path, (FromSource, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES)
+    )
+
+
 def main() -> int:
     """Run the requested function; returns the process's exit status."""
     global _events
@@ -53,6 +84,8 @@ def main() -> int:
     with open(int(sys.argv[1]), "rb") as reader:
         request = json.load(reader)
     sys.path.insert(0, os.getcwd())
+    sys.path_hooks.insert(0, _own_folder)
+    sys.path_importer_cache.clear()
     try:
         module, _, name = request["function"].partition(":")
         result = getattr(importlib.import_module(module), name)(**request["arguments"])

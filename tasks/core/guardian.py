@@ -6,6 +6,7 @@ has ended; when the pipe ends, the groups still there are killed. The guardian a
 project's lock open, so that no next run starts beside what it is about to kill.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,10 +22,8 @@ def main() -> None:
             change = groups.add if line.startswith(b"+") else groups.discard
             change(int(line[1:]))
     for group in groups:
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # it ended by itself; macOS: EPERM when only zombies are left
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)  # macOS: EPERM when only zombies are left
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from tasks.core.errors import QuernError, TryAgainLater
 
-
 LEFTOVERS_SECONDS = 5.0
 
 

@@ -290,6 +290,8 @@ def _definition(actions: list[Any]) -> str:
 
 def _text(value: Any) -> str:
     """`value` as text that repeats from process to process."""
+    if isinstance(value, str):
+        return repr(value)
     if isinstance(value, dict):
         return f"{{{','.join(f'{_text(k)}:{_text(v)}' for k, v in value.items())}}}"
     if isinstance(value, list | tuple):

@@ -49,6 +49,7 @@ class CommitEachTask:
         return self.run_number
 
     def select_task(self, node: Any, tasks: dict[str, Any]) -> bool:
+        """Whether the task runs now; if so it is marked as running."""
         try:
             runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
         except (InvalidTask, StateError):
@@ -74,12 +75,14 @@ class CommitEachTask:
                 GuardedCommand.guard(action)
 
     def execute_task(self, task: Any) -> Any:
+        """Run the task's actions, in whatever thread; an error is a failure."""
         try:
             return super().execute_task(task)  # type: ignore[misc]
         except Exception as error:
             return told(error)
 
     def process_task_result(self, node: Any, base_fail: Any) -> None:
+        """Check what the task left, and commit its result."""
         task = node.task
         try:
             if base_fail is None:

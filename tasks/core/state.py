@@ -80,7 +80,7 @@ class State:
         return connection
 
     def load(self, read: Callable[[], T]) -> T:
-        """What `read` makes of the rows; if they are damaged, what it makes of an empty database."""
+        """What `read` makes of the rows; of an empty database's if they are damaged."""
         try:
             return read()
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:

@@ -22,6 +22,6 @@ class Info(ProjectCommand, DoitInfo):  # type: ignore[misc]
         status: int = super()._execute(pos_args, hide_status)
         return status
 
-    def get_reasons(self, reasons: Any) -> str:  # type: ignore[override]
+    def get_reasons(self, reasons: Any) -> str:
         """The reasons as bullet lines."""
         return "\n".join(f" * {reason}" for reason in reasons.get("quern", []))

@@ -28,7 +28,7 @@ class Plan(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
     doc_description = None
     cmd_options = (option_json,)
 
-    def _execute(self, json: bool) -> int:  # type: ignore[override]
+    def _execute(self, json: bool) -> int:
         control = TaskControl(self.task_list)
         control.process(self.sel_tasks)
         planned = plan(control.tasks, control.selected_tasks, self.dep_manager)

@@ -20,6 +20,7 @@ from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
 from tasks.core.records import Records
 
+A_TASK_BROKE = 2
 COULD_NOT_START = 3
 DOITS_OWN = (InvalidCommand, InvalidDodoFile, InvalidTask)
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL, sysexits.h
@@ -33,6 +34,7 @@ class ProjectCommand:
     takes_lock = False
     wait_seconds = 0.0
 
+    name: str
     loader: Any
     project: Project
     dep_manager: Any

@@ -2,16 +2,16 @@
 
 import signal
 import sys
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
-from doit.runner import ERROR
 from doit.task import Stream
 
-from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
+from tasks.core.commands.project_command import A_TASK_BROKE, TRY_AGAIN_LATER, ProjectCommand
 from tasks.core.errors import TryAgainLater
 from tasks.core.lifeline import end_all
 from tasks.core.reporter import JsonReporter, QuernReporter
@@ -100,7 +100,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
             sys.stdout.write(f"{error}\n")
             return 0
 
-    def _execute(  # type: ignore[override]
+    def _execute(
         self,
         outfile: Any,
         verbosity: int | None = None,
@@ -120,12 +120,12 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
             self._drop_dependencies()
         if num_process < 0:
             raise InvalidCommand(f"-n {num_process}: must not be negative")
-        outstream = open(outfile, "w", encoding="utf-8") if isinstance(outfile, str) else outfile
-        try:
+        to_file = isinstance(outfile, str)
+        with open(outfile, "w", encoding="utf-8") if to_file else nullcontext(outfile) as stream:
             reporter_class = self.reporters[reporter] if isinstance(reporter, str) else reporter
             if json:
                 reporter_class = JsonReporter
-            reporting = reporter_class(outstream, {"failure_verbosity": failure_verbosity})
+            reporting = reporter_class(stream, {"failure_verbosity": failure_verbosity})
             if isinstance(reporting, QuernReporter):
                 reporting.attach(self.project, self.dep_manager)
             arguments = [
@@ -142,18 +142,15 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
             runner.begin(self.project)
             try:
                 status: int = runner.run_all(self.control.task_dispatcher())
+                runner.end()
             except StateError as error:
-                reporting.error(str(error))
-                return ERROR
+                sys.stderr.write(f"{error}\n")
+                return A_TASK_BROKE
             finally:
                 end_all()
                 if isinstance(reporting, QuernReporter):
                     reporting.end_bars()
-            runner.end()
             return TRY_AGAIN_LATER if status and runner.only_passing_faults else status
-        finally:
-            if isinstance(outfile, str):
-                outstream.close()
 
     def _drop_dependencies(self) -> None:
         for name in self.control.selected_tasks:

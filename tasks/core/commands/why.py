@@ -29,7 +29,7 @@ class Why(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
     doc_description = None
     cmd_options = (option_json,)
 
-    def _execute(self, pos_args: list[str], json: bool) -> int:  # type: ignore[override]
+    def _execute(self, pos_args: list[str], json: bool) -> int:
         control = TaskControl(self.task_list)
         if not pos_args:
             raise InvalidCommand("why: name a task; `doit list --all` shows them")
