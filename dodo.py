@@ -8,14 +8,15 @@ from tasks.fetch import task_fetch
 from tasks.native import task_native
 from tasks.release import task_release
 from tasks.train import task_train_example
-from tasks.weights import task_weights
+from tasks.weights import task_graph, task_weights
 
-DOIT_CONFIG = {"default_tasks": ["fetch", "weights", "native", "release", "deploy"]}
+DOIT_CONFIG = {"default_tasks": ["fetch", "graph", "weights", "native", "release", "deploy"]}
 
 __all__ = [
     "DOIT_CONFIG",
     "task_deploy",
     "task_fetch",
+    "task_graph",
     "task_native",
     "task_release",
     "task_train_example",

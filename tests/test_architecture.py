@@ -59,7 +59,7 @@ def test_chapters_do_not_import_each_other():
 def test_listing_imports_nothing_heavy():
     script = (
         "import sys, dodo, tasks.core.commands.list\n"
-        "for name in ('fetch', 'weights', 'native', 'release', 'deploy'):\n"
+        "for name in ('fetch', 'graph', 'weights', 'native', 'release', 'deploy'):\n"
         "    list(getattr(dodo, f'task_{name}')())\n"
         "print(sorted({'torch', 'numpy', 'paramiko', 'llama_cpp', 'PIL', 'rich'} & set(sys.modules)))"
     )

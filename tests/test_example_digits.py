@@ -11,10 +11,12 @@ from examples.digits import train as example
 from tasks.models.architecture import build, fit
 from tasks.models.checkpoint import read_checkpoint
 from tasks.models.classes import read_classes
+from tasks.models.graph import encode
 from tasks.models.interpreter import relative_difference, run
 from tasks.models.label import label
 from tasks.models.lower import lower
 from tasks.models.preprocess import parse_preprocess, preprocess_file
+from tasks.models.tracing import trace
 from tasks.models.weights_file import read_weights
 
 FOLDER = Path(example.__file__).parent
@@ -69,15 +71,20 @@ def test_the_checkpoint_has_the_predecessor_s_form(trained: dict[str, Any]) -> N
 
 @pytest.mark.slow
 def test_it_is_lowered_as_it_was_trained(trained: dict[str, Any], tmp_path: Path) -> None:
+    network = {
+        "class_name": "LiteCNNPro",
+        "arguments": example.ARGUMENTS,
+        "preprocess": example.PREPROCESS,
+    }
+    (tmp_path / "graph.json").write_bytes(encode(trace(FOLDER / "litecnn.py", **network)))
     lower(
         trained["checkpoint"],
         FOLDER / "litecnn.py",
         FOLDER / "classes.json",
+        tmp_path / "graph.json",
         tmp_path / "model_weights.bin",
         tmp_path / "golden.json",
-        class_name="LiteCNNPro",
-        arguments=example.ARGUMENTS,
-        preprocess=example.PREPROCESS,
+        **network,
         probes=[str(trained["held_out"])],
     )
     weights = read_weights(tmp_path / "model_weights.bin")

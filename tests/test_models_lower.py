@@ -18,10 +18,12 @@ from PIL import Image
 from tasks.core.digest import digest_of_bytes
 from tasks.core.errors import QuernError
 from tasks.models.architecture import build
+from tasks.models.graph import encode
 from tasks.models.interpreter import relative_difference, run
 from tasks.models.lower import lower
 from tasks.models.preprocess import decode, parse_preprocess, preprocess
 from tasks.models.probes import select_probes, synthesise
+from tasks.models.tracing import trace
 from tasks.models.weights_file import read_weights
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +48,15 @@ class Fickle(Net):
             x = torch.relu(x)
         return super().forward(x)
 
+class Weighty(Net):
+    def __init__(self):
+        super().__init__()
+        self.loaded = False
+        self.register_load_state_dict_post_hook(lambda *_: setattr(self, "loaded", True))
+
+    def forward(self, x):
+        return super().forward(torch.relu(x) if self.loaded else x)
+
 class Pair(Net):
     def forward(self, x):
         return super().forward(x), x
@@ -55,7 +66,7 @@ PREPROCESS = {"resize": 18, "crop": 16, "mean": [0.4, 0.5, 0.6], "std": [0.3, 0.
 
 @dataclass
 class Workplace:
-    """A folder with all that lower() reads."""
+    """A folder with all that trace() and lower() read."""
 
     root: Path
 
@@ -64,6 +75,7 @@ class Workplace:
             "checkpoint": self.root / "best_model.pth",
             "architecture": self.root / "net.py",
             "classes": self.root / "classes.json",
+            "graph": self.root / "graph.json",
             "weights": self.root / "model_weights.bin",
             "golden": self.root / "golden.json",
             "details": self.root / "details.json",
@@ -72,7 +84,10 @@ class Workplace:
             "preprocess": PREPROCESS,
             "probes": [],
         }
-        return lower(**{**given, **changed})
+        given |= changed
+        network = ("architecture", "class_name", "arguments", "preprocess")
+        given["graph"].write_bytes(encode(trace(**{key: given[key] for key in network})))
+        return lower(**given)
 
     def refusal(self, **changed: Any) -> str:
         """The one line; nothing is written then."""
@@ -124,10 +139,12 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (30, 20)) -> 
         Image.fromarray(noise).save(folder / f"{index}.{'png' if index % 2 else 'jpg'}")
 
 
-def test_the_golden_set_holds_eager_s_own_logits(place: Workplace) -> None:
+def test_the_golden_set_holds_eager_s_own_logits(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_images(place.root / "held_out", 5)
-    notes = place.lower(probes=[str(place.root / "held_out")])
-    assert notes == ["355 parameters, 7 operations, 5 probes"]
+    assert place.lower(probes=[str(place.root / "held_out")]) == []
+    assert capsys.readouterr().out == "355 parameters, 7 operations, 5 probes\n"
     golden = place.golden()
     weights = place.written("model_weights.bin")
     assert golden["weights"] == digest_of_bytes(weights.read_bytes())
@@ -169,7 +186,7 @@ def test_details_are_what_the_checkpoint_says(place: Workplace) -> None:
     notes = place.lower()
     details = json.loads(place.written("details.json").read_text())
     assert details["epoch"] is None and details["val_acc"] is None
-    assert details["notes"] == ["13 tensors of float16 were widened to float32"] == notes[:1]
+    assert details["notes"] == ["13 tensors of float16 were widened to float32"] == notes
 
 
 def test_bytes_repeat_in_another_process(place: Workplace) -> None:
@@ -190,6 +207,36 @@ def test_bytes_repeat_in_another_process(place: Workplace) -> None:
     for one, other in (("model_weights.bin", "b.bin"), ("golden.json", "b.json")):
         assert place.written(one).read_bytes() == place.written(other).read_bytes()
     assert len(place.golden()["probes"]) == 4  # one synthesised to make up the least number
+
+
+def test_a_new_checkpoint_is_lowered_without_what_tracing_takes(place: Workplace) -> None:
+    """As the recipes do it: traced and lowered, each in a process of its own."""
+    place.lower()
+    wanted = {name: place.written(name).read_bytes() for name in ("graph.json", "golden.json")}
+    script = (
+        "import json, sys; import tasks.weights as chapter;"
+        "function, arguments = json.loads(sys.argv[1]);"
+        "getattr(chapter, function)(**arguments);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    network = {"architecture": "net.py", "class_name": "Net", "arguments": {}}
+    network |= {"preprocess": PREPROCESS, "graph": "graph.json"}
+    files = {"checkpoint": "best_model.pth", "classes": "classes.json", "golden": "golden.json"}
+    files |= {"weights": "model_weights.bin", "details": "details.json"}
+    for function, arguments, imported in (
+        ("trace", network, "True"),
+        ("lower", {**network, **files, "probes": []}, "False"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps([function, arguments])],
+            cwd=place.root,
+            env={"PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.splitlines()[-1] == imported
+    assert {name: place.written(name).read_bytes() for name in wanted} == wanted
 
 
 def test_the_header_carries_preprocess_and_classes(place: Workplace) -> None:
@@ -255,8 +302,12 @@ def test_a_probe_that_does_not_come_out_in_the_input_s_shape(place: Workplace) -
 
 
 def test_a_lowering_that_is_not_the_user_s_model_is_refused(place: Workplace) -> None:
-    text = place.refusal(class_name="Fickle")
-    assert text.startswith("Fickle: lowered for the native engine it differs from PyTorch by ")
+    for class_name in ("Fickle", "Weighty"):  # the latter's changes when weights are loaded
+        text = place.refusal(class_name=class_name)
+        assert text.startswith(
+            f"{class_name}: lowered for the native engine it differs from PyTorch by "
+        )
+        assert "forward() must depend on its input alone" in text
 
 
 def test_a_checkpoint_that_gives_nan_is_refused(place: Workplace) -> None:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from tasks.core.errors import QuernError
 from tasks.models.graph import Graph
+from tasks.models.graph import decode as decode_graph
+from tasks.models.graph import encode as encode_graph
 from tasks.models.interpreter import relative_difference, run
-from tasks.models.lowering import lower_model
 from tasks.models.operators import EVALUATIONS
+from tasks.models.passes import bind
+from tasks.models.tracing import trace_model
 from tasks.models.weights_file import WeightsFile, decode, encode
 
 SHAPE = (1, 3, 12, 10)
@@ -42,6 +45,13 @@ def trained(model: nn.Module, shape: tuple[int, int, int, int] = SHAPE) -> nn.Mo
         for _ in range(4):
             model(torch.randn(8, *shape[1:]) * 2 + 1)
     return model.eval()
+
+
+def lower_model(model: nn.Module, shape: tuple[int, int, int, int]) -> Graph:
+    """The model's own numbers in a graph that went through graph.json, as a build does it."""
+    graph = decode_graph(encode_graph(trace_model(model, shape)))
+    bind(graph, model)
+    return graph
 
 
 def encoded(graph: Graph) -> WeightsFile:
@@ -394,6 +404,65 @@ def test_a_stored_tensor_beside_a_value_is_refused() -> None:
     model = Own(lambda m, x: m.head(m.body(x) * m.scale), body=nn.Conv2d(3, 8, 3), head=head())
     model.register_buffer("scale", torch.ones(1, 8, 1, 1))
     assert refusal(model).startswith("Own: aten.mul with the stored tensor b_scale is not")
+
+
+def test_a_tensor_that_no_checkpoint_holds_is_refused() -> None:
+    model = Own(lambda m, x: m.head(F.conv2d(m.body(x), m.kernel)), body=nn.Conv2d(3, 8, 3))
+    model.add_module("head", head())
+    model.kernel = torch.ones(8, 8, 1, 1)
+    assert refusal(model).startswith(
+        "Own: aten.conv2d with the stored tensor c_kernel, which is no parameter or buffer"
+        " (register_buffer makes it one), is not supported"
+    )
+    for persistent in (True, False):
+        del model.kernel
+        model.register_buffer("kernel", torch.randn(8, 8, 1, 1), persistent)
+        assert "conv2d" in assert_same(trained(model))
+
+
+# --- another checkpoint in the same graph ----------------------------------------------------
+
+
+def test_a_graph_holds_no_weights_and_takes_those_of_any_model_of_its_class() -> None:
+    def network() -> nn.Module:
+        excitation = Excitation("norm")
+        layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), excitation, head()]
+        return nn.Sequential(*layers)
+
+    first, second = network().eval(), trained(network())
+    traced = encode_graph(trace_model(first, SHAPE))
+    assert traced == encode_graph(trace_model(second, SHAPE))
+    graph = decode_graph(traced)
+    assert encode_graph(graph) == traced
+    bind(graph, second)
+    assert encode(graph, {}, []) == encode(lower_model(second, SHAPE), {}, [])
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert relative_difference(run(encoded(graph), x), second(x)) < 1e-5
+        assert relative_difference(run(encoded(graph), x), first(x)) > 1e-2
+
+
+def test_tied_weights_are_found_under_either_name() -> None:
+    model = Own(
+        lambda m, x: m.head(m.b(m.a(x))), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), head=head(3)
+    )
+    model.b.weight = model.a.weight
+    assert_same(trained(model))
+
+
+def test_a_graph_of_another_network_is_refused() -> None:
+    graph = trace_model(nn.Sequential(nn.Conv2d(3, 8, 3), head()).eval(), SHAPE)
+    others = {
+        "0.bias of [8]": nn.Sequential(nn.Conv2d(3, 4, 3), head(4)),
+        "1.2.bias of [5]": nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1)),
+    }
+    for name, other in others.items():
+        with pytest.raises(QuernError) as caught:
+            bind(decode_graph(encode_graph(graph)), other)
+        assert str(caught.value) == (
+            f"Sequential: was traced with {name}, which it has not now; if a file that the"
+            " architecture imports was changed, doit run --always-execute graph traces it again"
+        )
 
 
 def test_a_view_back_that_is_no_excitation_is_refused() -> None:

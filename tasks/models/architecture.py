@@ -1,4 +1,4 @@
-"""The user's own network class, loaded from the user's own file, and the fit of its weights."""
+"""The user's own network class, loaded from the user's own file, fitted with weights, and run."""
 
 import importlib.util
 import inspect
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tasks.core.errors import QuernError
@@ -51,6 +52,25 @@ def fit(model: nn.Module, state: dict[str, Tensor], source: str = "the checkpoin
             + (f"; and {more} more" if more > 0 else "")
         )
     model.load_state_dict(state, strict=False)
+
+
+def eager(model: nn.Module, network_input: Tensor) -> Tensor:
+    """What the model makes of one input, its logits [1, classes] in float32.
+
+    Raises QuernError where forward() fails or returns something else than a tensor.
+    """
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            logits = model(network_input)
+    except Exception as error:
+        raise QuernError(
+            f"{name}: forward() fails on an input of {list(network_input.shape)}, which is what"
+            f" preprocess makes: {one_line(error)}"
+        ) from None
+    if not isinstance(logits, Tensor):
+        raise QuernError(f"{name}: forward() returns a {type(logits).__name__}, not one tensor")
+    return logits
 
 
 def one_line(error: BaseException, file: Path | None = None) -> str:

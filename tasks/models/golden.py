@@ -4,12 +4,11 @@ import base64
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.core.digest import canonical_json, digest_of_bytes
 from tasks.core.errors import QuernError
 from tasks.models.preprocess import Preprocess, decode, preprocess
-from tasks.models.threads import one_thread
 
 TOLERANCE = 1e-4  # max|a - b| / max(1, max|b|) between a server's logits and these
 
@@ -30,16 +29,6 @@ def network_inputs(probes: list[tuple[str, bytes]], settings: Preprocess) -> lis
             )
         inputs.append(torch.from_numpy(pixels))
     return inputs
-
-
-def eager(model: nn.Module, network_input: Tensor) -> Tensor:
-    """The model's logits [1, classes] in float32.
-
-    On one thread sums are taken in one order, so that the bits repeat on one machine.
-    """
-    with torch.no_grad(), one_thread():
-        logits: Tensor = model(network_input)
-    return logits
 
 
 def encode_golden(weights: bytes, probes: list[tuple[str, bytes]], logits: list[Tensor]) -> bytes:

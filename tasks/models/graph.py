@@ -1,20 +1,31 @@
 """The graph that the native engine runs, while it is being made: what model_weights.bin holds."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.digest import canonical_json
+
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parameter or buffer of the user's model by its name there, or zeros if `name` is None."""
+
+    name: str | None
+    shape: tuple[int, ...]
 
 
 @dataclass(eq=False)
 class Node:
     """One operation; docs/weight-format.md says what each `op` means.
 
-    `tensors` maps a role ("weight", "bias") to float32 or float64 numbers; float64 is kept until
-    the file is written, so that folding rounds once.
+    `tensors` maps a role ("weight", "bias") to a Reference, until passes.bind puts an Array in its
+    place: float32 or float64, which is kept until the file is written, so that folding rounds once.
     """
 
     op: str
@@ -22,7 +33,7 @@ class Node:
     inputs: list[str]
     output: str
     shape: tuple[int, ...]
-    tensors: dict[str, Array] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,6 +76,22 @@ class Graph:
 
 
 INPUT = "input"
+
+
+def encode(graph: Graph) -> bytes:
+    """graph.json of a graph whose tensors are all references, canonical JSON and a newline."""
+    return canonical_json(asdict(graph)) + b"\n"
+
+
+def decode(data: bytes) -> Graph:
+    """The graph that `encode` wrote."""
+    found = json.loads(data)
+    nodes = [Node(**node) for node in found["nodes"]]
+    for node in nodes:
+        node.shape = tuple(node.shape)
+        for role, tensor in node.tensors.items():
+            node.tensors[role] = Reference(tensor["name"], tuple(tensor["shape"]))
+    return Graph(tuple(found["input_shape"]), nodes, found["output"])
 
 
 def float64(array: Array) -> Array:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from tasks.models.graph import Reference
 from tasks.models.translation import Translation, op_name, shape_of
 
 Lowering = Callable[[Translation, fx.Node, dict[str, Any]], None]
@@ -48,7 +49,7 @@ def evaluates(op: str) -> Callable[[Evaluation], Evaluation]:
 @lowers("aten.conv2d.default", "aten.conv2d.padding")
 def lower_conv2d(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
     """Weights OIHW as stored; a bias of zeros where there is none."""
-    weight = t.constant(node, given["weight"])
+    weight = t.stored(node, given["weight"])
     if weight is None or len(shape_of(given["input"])) != 4:
         t.refuse(node, "aten.conv2d without a batch dimension")
     stride, dilation = pair(given["stride"]), pair(given["dilation"])
@@ -58,7 +59,7 @@ def lower_conv2d(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
         "groups": given["groups"],
         "padding": conv2d_padding(given["padding"], dilation, weight.shape[2:]),
     }
-    bias = t.constant(node, given["bias"])
+    bias = t.stored(node, given["bias"])
     tensors = {"weight": weight, "bias": zeros(weight) if bias is None else bias}
     t.emit(node, "conv2d", [t.value(node, given["input"])], tensors, attributes)
 
@@ -83,7 +84,7 @@ def evaluate_conv2d(x: list[Tensor], tensors: dict[str, Tensor], a: dict[str, An
 @lowers("aten.linear.default")
 def lower_linear(t: Translation, node: fx.Node, given: dict[str, Any]) -> None:
     """On one vector [1, in] only."""
-    weight, bias = t.constant(node, given["weight"]), t.constant(node, given["bias"])
+    weight, bias = t.stored(node, given["weight"]), t.stored(node, given["bias"])
     shape = shape_of(given["input"])
     if weight is None or len(shape) != 2:
         t.refuse(node, f"aten.linear on {list(shape)}, which is not one vector,")
@@ -104,8 +105,8 @@ def lower_batch_norm(t: Translation, node: fx.Node, given: dict[str, Any]) -> No
     if given["training"] or given["running_mean"] is None:
         t.refuse(node, "aten.batch_norm by the batch's own statistics")
     roles = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
-    found = {role: t.constant(node, given[argument]) for role, argument in roles.items()}
-    tensors = {role: array for role, array in found.items() if array is not None}
+    found = {role: t.stored(node, given[argument]) for role, argument in roles.items()}
+    tensors = {role: tensor for role, tensor in found.items() if tensor is not None}
     attributes = {"epsilon": given["eps"]}
     t.emit(node, "batch_norm", [t.value(node, given["input"])], tensors, attributes)
 
@@ -265,6 +266,6 @@ def pair(value: Any) -> list[int]:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
-def zeros(weight: Any) -> Any:
+def zeros(weight: Reference) -> Reference:
     """The bias that is always written: one zero an output."""
-    return weight[(slice(None), *[0] * (weight.ndim - 1))] * 0
+    return Reference(None, weight.shape[:1])

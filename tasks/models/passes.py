@@ -1,11 +1,47 @@
-"""What is changed in the graph after lowering, so that only the file's operations are left."""
+"""From the traced graph to the file's: the model's numbers put in, only its operations left."""
 
 import numpy as np
+from torch import Tensor, nn
 
 from tasks.core.errors import QuernError
-from tasks.models.graph import Graph, Node, float64
+from tasks.models.graph import Array, Graph, Node, Reference, float64
 
 ACTIVATIONS = ("relu", "relu6", "sigmoid")
+TRACE_AGAIN = (
+    "if a file that the architecture imports was changed, doit run --always-execute graph"
+    " traces it again"
+)
+
+
+def bind(graph: Graph, model: nn.Module) -> None:
+    """Put the numbers of `model` in the place of each reference, then remove what is no operation
+    of the file.
+
+    Raises QuernError where the model is another than was traced, or the graph cannot be the file's.
+    """
+    name = type(model).__name__
+    stored: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+    def numbers(reference: Reference) -> Array:
+        if reference.name is None:
+            return np.zeros(reference.shape, np.float32)
+        found = stored.get(reference.name)
+        if found is None or found.shape != reference.shape:
+            raise QuernError(
+                f"{name}: was traced with {reference.name} of {list(reference.shape)}, which it"
+                f" has not now; {TRACE_AGAIN}"
+            )
+        return np.asarray(found.detach().numpy())
+
+    for node in graph.nodes:
+        node.tensors = {role: numbers(tensor) for role, tensor in node.tensors.items()}
+    fold_batch_norms(graph, name)
+    keep_pooled_shape(graph, name)
+    graph.prune()
+    graph.renumber()
 
 
 def fold_batch_norms(graph: Graph, model_name: str) -> None:

@@ -41,8 +41,10 @@ def probe_files(wanted: list[str], size: tuple[int, int]) -> list[tuple[str, byt
     """
     paths = select_probes(wanted)
     probes = [(f"{path.parent.name}/{path.name}".lstrip("/"), path.read_bytes()) for path in paths]
+    if len(probes) >= FEWEST:
+        return probes
     drawn = synthesise(size)
-    return probes + drawn[: max(0, FEWEST - len(probes))] if probes else drawn
+    return probes + drawn[: FEWEST - len(probes)] if probes else drawn
 
 
 def synthesise(size: tuple[int, int]) -> list[tuple[str, bytes]]:

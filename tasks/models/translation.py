@@ -2,26 +2,24 @@
 
 from typing import Any, NoReturn
 
-import numpy as np
 from torch import Tensor, fx
 
 from tasks.core.errors import QuernError
-from tasks.models.graph import INPUT, Array, Graph, Node
+from tasks.models.graph import INPUT, Graph, Node, Reference
 
 
 class Translation:
     """A graph under construction from an exported one, asked and told by operators.py.
 
-    `model_name` is the user's class; `constants` are parameters and buffers by placeholder name.
+    `model_name` is the user's class; `stored` is the name in the model of each parameter and buffer
+    by placeholder name.
     """
 
-    def __init__(
-        self, model_name: str, network_input: fx.Node, constants: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, model_name: str, network_input: fx.Node, stored: dict[str, str]) -> None:
         self.model_name = model_name
         shape = shape_of(network_input)
         self.graph = Graph((shape[0], shape[1], shape[2], shape[3]), [], INPUT)
-        self._constants = constants
+        self._stored = stored
         self._values: dict[fx.Node, str] = {network_input: INPUT}
         self._shapes = {INPUT: shape}
         self._views: dict[fx.Node, fx.Node] = {}
@@ -43,21 +41,26 @@ class Translation:
         """The shape of a value of our graph."""
         return self._shapes[value]
 
-    def constant(self, node: fx.Node, argument: fx.Node | None) -> Array | None:
-        """The numbers of a parameter or buffer that `node` takes, None for None."""
+    def stored(self, node: fx.Node, argument: fx.Node | None) -> Reference | None:
+        """The parameter or buffer that `node` takes, None for None."""
         if argument is None:
             return None
-        found = self._constants.get(argument.name)
-        if found is None:
+        if argument.op == "call_function":
             self.refuse(node, f"{op_name(node)} with a weight that forward() computes")
-        return np.asarray(found.detach().numpy())
+        if argument.name not in self._stored:
+            self.refuse(
+                node,
+                f"{op_name(node)} with the stored tensor {argument.name}, which is no parameter or"
+                " buffer (register_buffer makes it one),",
+            )
+        return Reference(self._stored[argument.name], shape_of(argument))
 
     def emit(
         self,
         node: fx.Node,
         op: str,
         inputs: list[str],
-        tensors: dict[str, Array] | None = None,
+        tensors: dict[str, Reference] | None = None,
         attributes: dict[str, Any] | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> str:

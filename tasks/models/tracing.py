@@ -1,36 +1,51 @@
-"""From the user's model to the native engine's graph, by torch.export."""
+"""From the user's class to the graph of what its forward() computes, by torch.export.
+
+It depends on the architecture alone: each new checkpoint is put into the graph of the last trace,
+and only what imports this module pays for torch._dynamo.
+"""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export.exported_program import ExportedProgram
 
 from tasks.core.errors import QuernError
-from tasks.models.architecture import one_line
+from tasks.models.architecture import build, eager, one_line
 from tasks.models.graph import Graph
 from tasks.models.operators import LOWERINGS
-from tasks.models.passes import fold_batch_norms, keep_pooled_shape
+from tasks.models.preprocess import parse_preprocess
 from tasks.models.translation import Translation, op_name, shape_of
 
 
-def lower_model(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Graph:
-    """The graph of `model` (eval mode, float32) for one input of `input_shape`.
+def trace(
+    architecture: Path, class_name: str, arguments: dict[str, Any], preprocess: dict[str, Any]
+) -> Graph:
+    """The graph of `class_name(**arguments)`, for one input as `preprocess` makes it.
+
+    Raises QuernError in one line.
+    """
+    shape = parse_preprocess(preprocess).input_shape()
+    model = build(architecture, class_name, arguments)
+    eager(model, torch.zeros(shape))  # says what is wrong with forward() better than export does
+    return trace_model(model, shape)
+
+
+def trace_model(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Graph:
+    """The graph of `model` (eval mode, float32) for one input of `input_shape`; its tensors are
+    references, and batch norms are still there (passes.bind).
 
     Raises QuernError in one line naming the module path and what the engine lacks.
     """
     name = type(model).__name__
     program = export(model, input_shape)
     signature = program.graph_signature
-    stored = signature.inputs_to_parameters | signature.inputs_to_buffers
-    stored |= signature.inputs_to_lifted_tensor_constants
-    values: dict[str, Tensor] = {**program.state_dict, **program.constants}
-    constants = {placeholder: values[target] for placeholder, target in stored.items()}
-
     nodes = list(program.graph.nodes)
     (network_input,) = (node for node in nodes if node.name in signature.user_inputs)
-    translation = Translation(name, network_input, constants)
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    translation = Translation(name, network_input, stored)
     for node in nodes:
         if node.op == "call_function":
             translate(translation, node)
@@ -44,10 +59,6 @@ def lower_model(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Gra
     graph = translation.graph
     graph.output = translation.value(nodes[-1], outputs[0])
     graph.prune()
-    fold_batch_norms(graph, name)
-    keep_pooled_shape(graph, name)
-    graph.prune()
-    graph.renumber()
     return graph
 
 
