@@ -61,7 +61,8 @@ def test_listing_imports_nothing_heavy():
         "import sys, dodo, tasks.core.commands.list\n"
         "for name in ('fetch', 'graph', 'weights', 'native', 'release', 'deploy'):\n"
         "    list(getattr(dodo, f'task_{name}')())\n"
-        "print(sorted({'torch', 'numpy', 'paramiko', 'llama_cpp', 'PIL', 'rich'} & set(sys.modules)))"
+        "heavy = {'torch', 'numpy', 'paramiko', 'llama_cpp', 'PIL', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
