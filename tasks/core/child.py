@@ -23,7 +23,6 @@ def call_in_child(
     arguments: Mapping[str, Any],
     log: Path,
     on_event: Callable[[dict[str, Any]], None],
-    directory: Path | None = None,
 ) -> Any:
     """Call `module:function` with keyword `arguments` (JSON values) and return its result.
 
@@ -46,7 +45,6 @@ def call_in_child(
                 child,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=directory,
                 pass_fds=(request_read, events_write),
             )
         try:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 
@@ -196,11 +195,3 @@ def canonical_json(value: object) -> bytes:
     """The one JSON form of `value`: sorted keys, no spaces, UTF-8, so that its digest repeats."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode()
-
-
-def digest_of_tree(paths: Iterable[Path]) -> str:
-    """xxh3_128 over names and contents of small files, for code whose change matters."""
-    total = xxhash.xxh3_128()
-    for path in paths:
-        total.update(f"{path.name}\0".encode() + path.read_bytes())
-    return total.hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doit.action import BaseAction
-from doit.exceptions import BaseFail, TaskError, TaskFailed
+from doit.exceptions import BaseFail, TaskFailed
 
 from tasks.core.child import call_in_child
 from tasks.core.errors import QuernError, TryAgainLater, in_one_line
@@ -219,11 +219,4 @@ def failed(error: QuernError | OSError) -> BaseFail:
     """The error as doit's failure; a passing fault keeps its mark for the exit status."""
     failure = TaskFailed(in_one_line(error))
     failure.try_again_later = isinstance(error, TryAgainLater)
-    return failure
-
-
-def broken(message: str) -> BaseFail:
-    """A task that could not be judged or run at all: exit status 2."""
-    failure = TaskError(message)
-    failure.try_again_later = False
     return failure

@@ -57,7 +57,7 @@ class Records:
 
     # -- judging ---------------------------------------------------------------------------
 
-    def judge(self, task: Any, tasks: dict[str, Any], all_reasons: bool = True) -> Judgement:
+    def judge(self, task: Any, tasks: dict[str, Any]) -> Judgement:
         """Why `task` would run now, looked at by itself (see plan for the whole graph)."""
         judgement = Judgement()
         task.dep_changed = []

@@ -28,7 +28,6 @@ class QuernReporter:
         self.notes: dict[str, list[str]] = {}
         self.lock = threading.Lock()
         self.bars: Any = None
-        self.runtime_errors: list[str] = []
 
     def attach(self, project: Project, records: Records) -> None:
         """Listen to what running tasks tell of themselves."""
