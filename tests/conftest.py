@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import io
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.build_project import BuildProject, kill_started
+
+# A shell's background job ignores SIGINT, and so would every doit started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

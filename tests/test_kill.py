@@ -22,15 +22,16 @@ KILLS = 50
 ALLOWED = ("quern-holder", "quern-server")
 
 
-def processes_of(project: DeployProject) -> list[psutil.Process]:
-    """Every process that works in the project's folder."""
-    found = []
+def processes_of(project: DeployProject) -> dict[int, tuple[str, str]]:
+    """Every process that works in the project's folder: pid → (its name, its parent's)."""
+    found = {}
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()).is_relative_to(project.root):
-                found.append(process)
+                parent = psutil.Process(process.ppid()).name()
+                found[process.pid] = (process.name(), parent)
         except (psutil.Error, OSError):
-            continue
+            continue  # it ended while we looked
     return found
 
 
@@ -52,14 +53,14 @@ def assert_no_orphans(project: DeployProject) -> None:
     """Only the holder and its servers remain, and those are in the holder's keeping."""
     deadline = time.monotonic() + 15
     while True:
-        strays = [p for p in processes_of(project) if p.name() not in ALLOWED]
+        strays = [name for name, _ in processes_of(project).values() if name not in ALLOWED]
         if not strays:
             break
         assert time.monotonic() < deadline, strays
         time.sleep(0.1)
-    for process in processes_of(project):
-        if process.name() == "quern-server":
-            assert psutil.Process(process.ppid()).name() == "quern-holder"
+    for name, parent in processes_of(project).values():
+        if name == "quern-server":
+            assert parent == "quern-holder"
 
 
 def assert_nothing_partial(project: DeployProject, made: dict[str, set[str]]) -> None:
@@ -171,7 +172,8 @@ def test_a_compiler_dies_with_doit(deploy_project: DeployProject, moment: float)
         path.unlink()
     process = subprocess.Popen(project.command("native:server"), cwd=project.root)
     deadline = time.monotonic() + 60
-    while not any(p.name() in ("make", "gmake", "cmake") for p in processes_of(project)):
+    building = ("make", "gmake", "cmake")
+    while not any(name in building for name, _ in processes_of(project).values()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     time.sleep(moment)
