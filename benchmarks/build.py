@@ -89,6 +89,15 @@ class Graph:
         stats = "import os\nfor d in ('in', 'out'):\n for e in os.scandir(d): os.stat(e.path)"
         self.command = [sys.executable, "-c", stats]
 
+    def build(self) -> None:
+        """Make the outputs, so that the next run has nothing to do."""
+        if self.tool == "dvc":  # whose own first run takes the square of the number of stages
+            for number in range(self.count):
+                shutil.copy(self.folder / "in" / str(number), self.folder / "out" / str(number))
+            commit = [str(PROGRAMS / "dvc"), "commit", "--force", "--quiet"]
+            subprocess.run(commit, cwd=self.folder, check=True)
+        self.run()
+
     def run(self) -> float:
         """Seconds of one run, by the wall."""
         start = time.perf_counter()
@@ -128,7 +137,7 @@ def no_op(folder: Path, count: int, rounds: int, results: dict) -> None:
     names = ["quern", "doit", "floor", *tools]
     graphs = {name: Graph(folder, name, count) for name in names}
     for graph in graphs.values():
-        graph.run()
+        graph.build()
     time.sleep(2.1)  # digests of files younger than 2 s are not trusted yet: one settling run
     graphs["quern"].run()
     measured = interleaved({name: graph.run for name, graph in graphs.items()}, rounds)
