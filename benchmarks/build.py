@@ -183,6 +183,7 @@ def deploy(folder: Path, rounds: int, results: dict) -> None:
     checkpoints = [folder / f"{seed}.pth" for seed in range(rounds + 1)]
     for seed, path in enumerate(checkpoints):
         train_a_little(path, seed)
+    (folder / "project").mkdir()
     project = DeployProject(folder / "project", checkpoints)
     totals: list[float] = []
     steps: dict[str, list[float]] = {}
