@@ -68,16 +68,18 @@ def test_weights_and_programs_are_switched_without_losing_a_request(
     with Hammer(project.address, digit_png) as hammer:
         project.doit()  # new weights: swapped inside the process
         second = project.health()["release"]
-        other_server = tmp_path / "other-server"
-        # The loader ignores what follows the program: another binary, the same behaviour.
-        other_server.write_bytes(
-            (project.root / "native/build/quern-server").read_bytes() + b"another build"
-        )
+        others = {}
+        for role in ("server", "holder"):
+            # The loader ignores what follows the program: another binary, the same behaviour.
+            others[role] = tmp_path / f"other-{role}"
+            program = (project.root / f"native/build/quern-{role}").read_bytes()
+            others[role].write_bytes(program + b"another build")
         releases = [
             release_in(project, tmp_path / "a"),
-            release_in(project, tmp_path / "b", server=other_server),
+            release_in(project, tmp_path / "b", **others),
         ]
-        for turn in range(8):  # new program each time: another process on the same socket
+        # New programs each time: another process on the same socket, and the holder upgraded.
+        for turn in range(8):
             make_live(project, *releases[(turn + 1) % 2])
         project.use_checkpoint(0)
         project.doit()
