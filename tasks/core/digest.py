@@ -6,8 +6,8 @@ machine or enter provenance. The index remembers a digest under the file's stat 
 """
 
 import hashlib
-import mmap
 import json
+import mmap
 import os
 import stat
 import threading
