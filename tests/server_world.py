@@ -53,8 +53,8 @@ def weights_bytes(variant: int = 0) -> bytes:
     """A model_weights.bin (contract 1): mean over the pixels, then linear 3 -> 10."""
     weight, bias = parameters(variant)
     nodes = [
-        node("global_average_pool", ["input"], "v0", (1, 3, 1, 1)),
-        node("flatten", ["v0"], "v1", (1, 3)),
+        node("adaptive_average_pool2d", ["input"], "v0", (1, 3, 1, 1), attributes={"size": [1, 1]}),
+        node("reshape", ["v0"], "v1", (1, 3)),
         node("linear", ["v1"], "v2", (1, CLASSES), {"weight": "head.weight", "bias": "head.bias"}),
     ]
     steps = preprocess("RGB", resize=[32, 32], mean=MEAN, std=STD)

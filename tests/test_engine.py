@@ -44,11 +44,16 @@ def run(
     last = nodes[-1]
     if len(last["shape"]) == 4:
         count = int(np.prod(last["shape"]))
-        nodes = [*nodes, node("flatten", [last["output"]], "flat", (1, count))]
+        nodes = [*nodes, node("reshape", [last["output"]], "flat", (1, count))]
     path = tmp_path / "model_weights.bin"
     write_weights(path, x.shape, nodes, tensors or {})
     result: Array = native.Model(str(path)).logits(x)
     return result
+
+
+def pool_node(source: str, output: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    attributes = {"size": list(shape[2:])}
+    return node("adaptive_average_pool2d", [source], output, shape, attributes=attributes)
 
 
 CONVOLUTIONS = [
@@ -133,7 +138,7 @@ def test_linear(native: Any, tmp_path: Path, inputs: int) -> None:
     weight, bias = random_array(2, 10, inputs), random_array(3, 10)
     names = {"weight": "w", "bias": "b"}
     nodes = [
-        node("flatten", ["input"], "flat", (1, inputs)),
+        node("reshape", ["input"], "flat", (1, inputs)),
         node("linear", ["flat"], "logits", (1, 10), names),
     ]
     expected = F.linear(torch.from_numpy(x).flatten(1), *map(torch.from_numpy, (weight, bias)))
@@ -162,9 +167,9 @@ def test_binary(native: Any, tmp_path: Path, op: str, function: Any, form: str) 
     pooled = whole.mean((2, 3), keepdim=True)
     nodes = [
         node("mul", ["input", "input"], "squared", (1, 3, 4, 5)),
-        node("global_average_pool", ["input"], "pooled", (1, 3, 1, 1)),
-        node("flatten", ["input"], "flat a", (1, 60)),
-        node("flatten", ["squared"], "flat b", (1, 60)),
+        pool_node("input", "pooled", (1, 3, 1, 1)),
+        node("reshape", ["input"], "flat a", (1, 60)),
+        node("reshape", ["squared"], "flat b", (1, 60)),
     ]
     names, a, b = {
         "equal": (["squared", "input"], squared, whole),
@@ -178,16 +183,16 @@ def test_binary(native: Any, tmp_path: Path, op: str, function: Any, form: str) 
     assert_close(run(native, tmp_path, x, nodes), expected)
 
 
-def test_global_average_pool(native: Any, tmp_path: Path) -> None:
+def test_adaptive_average_pool(native: Any, tmp_path: Path) -> None:
     x = random_array(1, 1, 3, 50, 70) + 100
-    nodes = [node("global_average_pool", ["input"], "pooled", (1, 3, 1, 1))]
+    nodes = [pool_node("input", "pooled", (1, 3, 1, 1))]
     expected = F.adaptive_avg_pool2d(torch.from_numpy(x), 1)
     assert_close(run(native, tmp_path, x, nodes), expected)
 
 
-def test_flatten_is_in_nchw_order(native: Any, tmp_path: Path) -> None:
+def test_reshape_is_in_nchw_order(native: Any, tmp_path: Path) -> None:
     x = random_array(1, 1, 3, 4, 5)
-    actual = run(native, tmp_path, x, [node("flatten", ["input"], "flat", (1, 60))])
+    actual = run(native, tmp_path, x, [node("reshape", ["input"], "flat", (1, 60))])
     np.testing.assert_array_equal(actual, x.ravel())
 
 
@@ -225,7 +230,7 @@ def write_network(path: Path, network: Network) -> str:
         node("relu6", ["v0"], "v1", large),
         conv("depthwise", "v1", "v2", large, padding=[1, 1, 1, 1], groups=16),
         node("relu6", ["v2"], "v3", large),
-        node("global_average_pool", ["v3"], "v4", small),
+        pool_node("v3", "v4", small),
         conv("squeeze", "v4", "v5", (1, 4, 1, 1)),
         node("relu", ["v5"], "v6", (1, 4, 1, 1)),
         conv("excite", "v6", "v7", small),
@@ -233,8 +238,8 @@ def write_network(path: Path, network: Network) -> str:
         node("mul", ["v3", "v8"], "v9", large),
         conv("pointwise", "v9", "v10", large),
         node("add", ["v10", "v1"], "v11", large),
-        node("global_average_pool", ["v11"], "v12", small),
-        node("flatten", ["v12"], "v13", (1, 16)),
+        pool_node("v11", "v12", small),
+        node("reshape", ["v12"], "v13", (1, 16)),
         node("linear", ["v13"], "v14", (1, 10), {"weight": "head.weight", "bias": "head.bias"}),
     ]
     tensors = {name: value.numpy() for name, value in network.state_dict().items()}

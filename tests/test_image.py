@@ -335,7 +335,7 @@ def test_the_chain_down_to_the_network_s_input(
     with Image.open(io.BytesIO(content)) as image:
         expected = torchvision_input(image.convert(section["mode"]), section)
     path = tmp_path / "model_weights.bin"
-    nodes = [node("flatten", ["input"], "flat", (1, expected.size))]
+    nodes = [node("reshape", ["input"], "flat", (1, expected.size))]
     write_weights(path, expected.shape, nodes, {}, section)
     # The network does nothing, so its logits are its input.
     actual = native.Model(str(path)).logits_of_image(content)
@@ -344,7 +344,7 @@ def test_the_chain_down_to_the_network_s_input(
 
 def test_predict(native: Any, tmp_path: Path) -> None:
     path = tmp_path / "model_weights.bin"
-    nodes = [node("flatten", ["input"], "flat", (1, 12))]
+    nodes = [node("reshape", ["input"], "flat", (1, 12))]
     write_weights(path, (1, 3, 2, 2), nodes, {}, preprocess("RGB", resize=[2, 2]))
     model = native.Model(str(path))
     content = encoded(small(), "PNG")
@@ -360,7 +360,7 @@ def test_predict(native: Any, tmp_path: Path) -> None:
 
 def test_an_image_that_comes_out_in_another_size(native: Any, tmp_path: Path) -> None:
     path = tmp_path / "model_weights.bin"
-    nodes = [node("flatten", ["input"], "flat", (1, 12))]
+    nodes = [node("reshape", ["input"], "flat", (1, 12))]
     write_weights(path, (1, 3, 2, 2), nodes, {}, preprocess("RGB", resize=2))
     model = native.Model(str(path))
     assert model.logits_of_image(encoded(small(9, 9), "PNG")).shape == (12,)

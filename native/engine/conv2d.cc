@@ -2,51 +2,11 @@
 // each side. Two scalar kernels: pointwise (1x1, a matrix product) and direct (everything else;
 // depthwise is the direct kernel with one input channel to a group).
 #include <algorithm>
-#include <array>
-#include <string_view>
 
 #include "engine/kernels.h"
 
 namespace quern {
 namespace {
-
-constexpr std::array<std::string_view, 2> kTensors = {"weight", "bias"};
-
-constexpr std::array<AttributeRule, 4> kAttributes = {{
-    {"stride", 2, 1, 4096},
-    {"padding", 4, 0, 4096},  // top, left, bottom, right
-    {"dilation", 2, 1, 4096},
-    {"groups", 0, 1, 1 << 20},
-}};
-
-Shape infer_shape(const Node& node, const Graph& graph) {
-  const Shape& input = input_shape(node, graph, 0);
-  const Shape& weight = tensor(node, graph, "weight").shape;
-  const Shape& bias = tensor(node, graph, "bias").shape;
-  const auto& stride = attribute(node, "stride");
-  const auto& padding = attribute(node, "padding");
-  const auto& dilation = attribute(node, "dilation");
-  const std::int64_t groups = attribute(node, "groups")[0];
-  if (input.size() != 4) refuse(node, "the input " + to_string(input) + " is not [1,C,H,W]");
-  if (weight.size() != 4) refuse(node, "the weight " + to_string(weight) + " is not [O,I,H,W]");
-  if (input[1] % groups != 0 || weight[0] % groups != 0 || weight[1] != input[1] / groups) {
-    refuse(node, "the weight " + to_string(weight) + " does not fit the input " + to_string(input) +
-                     " in " + std::to_string(groups) + " groups");
-  }
-  if (bias != Shape{weight[0]}) {
-    refuse(node, "the bias " + to_string(bias) + " is not [" + std::to_string(weight[0]) + "]");
-  }
-  Shape output = {1, weight[0], 0, 0};
-  for (std::size_t axis = 0; axis < 2; ++axis) {
-    const std::int64_t padded = input[2 + axis] + padding[axis] + padding[2 + axis];
-    const std::int64_t reach = dilation[axis] * (weight[2 + axis] - 1) + 1;
-    if (reach > padded) {
-      refuse(node, "the weight " + to_string(weight) + " is larger than the padded input");
-    }
-    output[2 + axis] = (padded - reach) / stride[axis] + 1;
-  }
-  return output;
-}
 
 // Everything both kernels need, in the units of their loops.
 struct Geometry {
@@ -62,10 +22,10 @@ Geometry geometry_of(const Node& node, const Graph& graph) {
   const Shape& input = input_shape(node, graph, 0);
   const Shape& output = graph.values[node.output].shape;
   const Tensor& weight = tensor(node, graph, "weight");
-  const auto& stride = attribute(node, "stride");
-  const auto& padding = attribute(node, "padding");
-  const auto& dilation = attribute(node, "dilation");
-  const std::int64_t groups = attribute(node, "groups")[0];
+  const auto& stride = integers(node, "stride");
+  const auto& padding = integers(node, "padding");
+  const auto& dilation = integers(node, "dilation");
+  const std::int64_t groups = integer(node, "groups");
   return {.groups = groups,
           .inputs = input[1] / groups,
           .outputs = output[1] / groups,
@@ -195,7 +155,9 @@ class PointwiseConv2d final : public Kernel {
   Geometry g_;
 };
 
-std::unique_ptr<Kernel> prepare(const Node& node, const Graph& graph) {
+}  // namespace
+
+std::unique_ptr<Kernel> prepare_conv2d(const Node& node, const Graph& graph) {
   const Geometry g = geometry_of(node, graph);
   const bool pointwise = g.kernel_height == 1 && g.kernel_width == 1 && g.stride_y == 1 &&
                          g.stride_x == 1 && g.out_height == g.in_height &&
@@ -203,9 +165,5 @@ std::unique_ptr<Kernel> prepare(const Node& node, const Graph& graph) {
   if (pointwise) return std::make_unique<PointwiseConv2d>(g);
   return std::make_unique<DirectConv2d>(g);
 }
-
-}  // namespace
-
-const Operator kConv2d = {"conv2d", 1, kTensors, kAttributes, infer_shape, prepare};
 
 }  // namespace quern

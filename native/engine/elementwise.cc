@@ -7,9 +7,6 @@
 namespace quern {
 namespace {
 
-// One input, one output of the same shape.
-Shape same_shape(const Node& node, const Graph& graph) { return input_shape(node, graph, 0); }
-
 float relu(float x) { return x < 0.0F ? 0.0F : x; }
 float relu6(float x) { return x < 0.0F ? 0.0F : (x > 6.0F ? 6.0F : x); }
 float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
@@ -36,15 +33,6 @@ std::unique_ptr<Kernel> prepare_unary(const Node& node, const Graph& graph) {
 // Whether `one` has a single element for each channel of `many`.
 bool is_per_channel(const Shape& one, const Shape& many) {
   return one.size() == 4 && many.size() == 4 && one[1] == many[1] && one[2] == 1 && one[3] == 1;
-}
-
-Shape broadcast_shape(const Node& node, const Graph& graph) {
-  const Shape& a = input_shape(node, graph, 0);
-  const Shape& b = input_shape(node, graph, 1);
-  if (a == b || is_per_channel(b, a)) return a;
-  if (is_per_channel(a, b)) return b;
-  refuse(node, "the inputs " + to_string(a) + " and " + to_string(b) +
-                   " are neither equal nor [1,C,H,W] and [1,C,1,1]");
 }
 
 float add(float a, float b) { return a + b; }
@@ -83,16 +71,29 @@ class Binary final : public Kernel {
 
 template <float (*kFunction)(float, float)>
 std::unique_ptr<Kernel> prepare_binary(const Node& node, const Graph& graph) {
-  return std::make_unique<Binary<kFunction>>(input_shape(node, graph, 0),
-                                             input_shape(node, graph, 1));
+  const Shape& a = input_shape(node, graph, 0);
+  const Shape& b = input_shape(node, graph, 1);
+  if (a != b && !is_per_channel(a, b) && !is_per_channel(b, a)) return nullptr;
+  return std::make_unique<Binary<kFunction>>(a, b);
 }
 
 }  // namespace
 
-const Operator kRelu = {"relu", 1, {}, {}, same_shape, prepare_unary<relu>};
-const Operator kRelu6 = {"relu6", 1, {}, {}, same_shape, prepare_unary<relu6>};
-const Operator kSigmoid = {"sigmoid", 1, {}, {}, same_shape, prepare_unary<sigmoid>};
-const Operator kAdd = {"add", 2, {}, {}, broadcast_shape, prepare_binary<add>};
-const Operator kMul = {"mul", 2, {}, {}, broadcast_shape, prepare_binary<mul>};
+std::unique_ptr<Kernel> prepare_elementwise(const Node& node, const Graph& graph) {
+  switch (node.op->kind) {
+    case OpKind::kRelu:
+      return prepare_unary<relu>(node, graph);
+    case OpKind::kRelu6:
+      return prepare_unary<relu6>(node, graph);
+    case OpKind::kSigmoid:
+      return prepare_unary<sigmoid>(node, graph);
+    case OpKind::kAdd:
+      return prepare_binary<add>(node, graph);
+    case OpKind::kMul:
+      return prepare_binary<mul>(node, graph);
+    default:
+      return nullptr;
+  }
+}
 
 }  // namespace quern

@@ -1,27 +1,8 @@
 // linear, as torch.nn.functional.linear: weight [out,in], bias [out], input [1,in].
-#include <array>
-#include <string_view>
-
 #include "engine/kernels.h"
 
 namespace quern {
 namespace {
-
-constexpr std::array<std::string_view, 2> kTensors = {"weight", "bias"};
-
-Shape infer_shape(const Node& node, const Graph& graph) {
-  const Shape& input = input_shape(node, graph, 0);
-  const Shape& weight = tensor(node, graph, "weight").shape;
-  const Shape& bias = tensor(node, graph, "bias").shape;
-  if (input.size() != 2) refuse(node, "the input " + to_string(input) + " is not [1,n]");
-  if (weight.size() != 2 || weight[1] != input[1]) {
-    refuse(node, "the weight " + to_string(weight) + " does not fit the input " + to_string(input));
-  }
-  if (bias != Shape{weight[0]}) {
-    refuse(node, "the bias " + to_string(bias) + " is not [" + std::to_string(weight[0]) + "]");
-  }
-  return {1, weight[0]};
-}
 
 class Linear final : public Kernel {
  public:
@@ -58,12 +39,10 @@ class Linear final : public Kernel {
   std::int64_t inputs_, outputs_;
 };
 
-std::unique_ptr<Kernel> prepare(const Node& node, const Graph& graph) {
-  return std::make_unique<Linear>(node, graph);
-}
-
 }  // namespace
 
-const Operator kLinear = {"linear", 1, kTensors, {}, infer_shape, prepare};
+std::unique_ptr<Kernel> prepare_linear(const Node& node, const Graph& graph) {
+  return std::make_unique<Linear>(node, graph);
+}
 
 }  // namespace quern

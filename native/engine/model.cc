@@ -27,11 +27,11 @@ std::shared_ptr<const Model> Model::load(const std::string& path) {
   const Graph& graph = parts->file.graph;
   try {
     parts->plan = plan_memory(graph);
+    for (const Node& node : graph.nodes) {
+      parts->kernels.push_back(is_view(node) ? nullptr : prepare(node, graph));
+    }
   } catch (const WeightsError& error) {
     throw WeightsError(path + ": " + error.what());
-  }
-  for (const Node& node : graph.nodes) {
-    parts->kernels.push_back(node.op->prepare == nullptr ? nullptr : node.op->prepare(node, graph));
   }
   return std::shared_ptr<const Model>(new Model(std::move(parts)));
 }

@@ -30,30 +30,7 @@ std::size_t lowest_gap(const Buffer& wanted, const std::vector<const Buffer*>& p
   return offset;
 }
 
-void check_element_count(const Node& node, const Shape& shape) {
-  std::int64_t count = 1;
-  for (const std::int64_t dimension : shape) {
-    if (dimension < 1 || dimension > kMaxValueElements / count) {
-      refuse(node, "the output " + to_string(shape) + " is larger than " +
-                       std::to_string(kMaxValueElements) + " elements");
-    }
-    count *= dimension;
-  }
-}
-
 }  // namespace
-
-void check_shapes(const Graph& graph) {
-  for (const Node& node : graph.nodes) {
-    const Shape shape = node.op->infer_shape(node, graph);
-    check_element_count(node, shape);
-    const Shape& declared = graph.values[node.output].shape;
-    if (shape != declared) {
-      refuse(node,
-             "the output is " + to_string(shape) + ", the file declares " + to_string(declared));
-    }
-  }
-}
 
 Plan plan_memory(const Graph& graph) {
   std::vector<Buffer> buffers;
@@ -62,7 +39,7 @@ Plan plan_memory(const Graph& graph) {
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
     const Node& node = graph.nodes[i];
     for (const std::size_t input : node.inputs) buffers[buffer_of[input]].last = i;
-    if (node.op->prepare == nullptr) {
+    if (is_view(node)) {
       buffer_of[node.output] = buffer_of[node.inputs[0]];
       continue;
     }

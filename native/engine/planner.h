@@ -1,5 +1,5 @@
-// Everything that can be decided before the first run: every value's shape, and where in one block
-// of memory (the arena) it lives. After that a run allocates nothing.
+// Everything that can be decided before the first run: where in one block of memory (the arena)
+// each value lives. After that a run allocates nothing.
 #pragma once
 
 #include <cstddef>
@@ -11,13 +11,7 @@
 
 namespace quern {
 
-// Bounds on what a weights file may ask for. A larger network is refused, not tried.
-inline constexpr std::int64_t kMaxValueElements = std::int64_t{1} << 26;  // 256 MiB as float32
-inline constexpr std::size_t kMaxArenaBytes = std::size_t{1} << 30;       // 1 GiB
-
-// Runs every node's checks and shape rule in order and compares with the shapes the file declares.
-// Throws WeightsError.
-void check_shapes(const Graph& graph);
+inline constexpr std::size_t kMaxArenaBytes = std::size_t{1} << 30;  // 1 GiB
 
 struct Plan {
   static constexpr std::size_t kIsInput = std::numeric_limits<std::size_t>::max();

@@ -1,15 +1,8 @@
-// global_average_pool ([1,C,H,W] -> [1,C,1,1], AdaptiveAvgPool2d(1)) and flatten ([1,C,H,W] ->
-// [1,C*H*W], no work: the same memory).
+// adaptive_average_pool2d to [1,C,1,1].
 #include "engine/kernels.h"
 
 namespace quern {
 namespace {
-
-Shape pooled_shape(const Node& node, const Graph& graph) {
-  const Shape& input = input_shape(node, graph, 0);
-  if (input.size() != 4) refuse(node, "the input " + to_string(input) + " is not [1,C,H,W]");
-  return {1, input[1], 1, 1};
-}
 
 class GlobalAveragePool final : public Kernel {
  public:
@@ -29,19 +22,11 @@ class GlobalAveragePool final : public Kernel {
   std::int64_t channels_, plane_;
 };
 
-std::unique_ptr<Kernel> prepare_pool(const Node& node, const Graph& graph) {
-  return std::make_unique<GlobalAveragePool>(input_shape(node, graph, 0));
-}
-
-Shape flat_shape(const Node& node, const Graph& graph) {
-  const Shape& input = input_shape(node, graph, 0);
-  if (input.size() != 4) refuse(node, "the input " + to_string(input) + " is not [1,C,H,W]");
-  return {1, input[1] * input[2] * input[3]};
-}
-
 }  // namespace
 
-const Operator kGlobalAveragePool = {"global_average_pool", 1, {}, {}, pooled_shape, prepare_pool};
-const Operator kFlatten = {"flatten", 1, {}, {}, flat_shape, nullptr};
+std::unique_ptr<Kernel> prepare_pool(const Node& node, const Graph& graph) {
+  if (integers(node, "size") != Shape{1, 1}) return nullptr;
+  return std::make_unique<GlobalAveragePool>(input_shape(node, graph, 0));
+}
 
 }  // namespace quern

@@ -15,8 +15,7 @@
 #include <set>
 
 #include "engine/digest.h"
-#include "engine/kernels.h"
-#include "engine/planner.h"
+#include "engine/operators.h"
 
 namespace quern {
 namespace {
@@ -31,7 +30,6 @@ constexpr std::size_t kDigestBytes = 16;
 constexpr std::size_t kPrefixBytes = kDigestOffset + kDigestBytes;
 constexpr std::size_t kAlignment = 64;
 constexpr int kMaxDepth = 8;
-constexpr std::size_t kMaxRank = 4;
 
 [[noreturn]] void fail(const std::string& sentence) { throw WeightsError(sentence); }
 
@@ -88,6 +86,14 @@ std::int64_t integer_of(const Json& json, std::int64_t minimum, std::int64_t max
          std::to_string(maximum));
   }
   return json.get<std::int64_t>();
+}
+
+float number_of(const Json& json, double minimum, double maximum, const std::string& where) {
+  const double number = json.is_number() ? json.get<double>() : std::nan("");
+  if (!(number >= minimum && number <= maximum)) {
+    fail(where + " is not a number from " + Json(minimum).dump() + " to " + Json(maximum).dump());
+  }
+  return static_cast<float>(number);
 }
 
 const Json& array_of(const Json& json, std::size_t minimum, std::size_t maximum,
@@ -181,16 +187,23 @@ void read_attributes(const Json& json, const std::string& where, Node& node) {
   check_keys(json, names, where + "\"attributes\"");
   for (const AttributeRule& rule : node.op->attributes) {
     const std::string name(rule.name);
+    const std::string place = where + in_quotes(name);
     const Json& value = member(json, name.c_str());
-    std::vector<std::int64_t> numbers;
-    if (rule.count == 0) {
-      numbers.push_back(integer_of(value, rule.minimum, rule.maximum, where + in_quotes(name)));
+    if (rule.type == AttributeRule::Type::kNumber) {
+      node.numbers.emplace(name, number_of(value, rule.minimum, rule.maximum, place));
+      continue;
+    }
+    const auto minimum = static_cast<std::int64_t>(rule.minimum);
+    const auto maximum = static_cast<std::int64_t>(rule.maximum);
+    std::vector<std::int64_t> integers;
+    if (rule.type == AttributeRule::Type::kInteger) {
+      integers.push_back(integer_of(value, minimum, maximum, place));
     } else {
-      for (const Json& item : array_of(value, rule.count, rule.count, where + in_quotes(name))) {
-        numbers.push_back(integer_of(item, rule.minimum, rule.maximum, where + in_quotes(name)));
+      for (const Json& item : array_of(value, rule.shortest, rule.longest, place)) {
+        integers.push_back(integer_of(item, minimum, maximum, place));
       }
     }
-    node.attributes.emplace(name, std::move(numbers));
+    node.attributes.emplace(name, std::move(integers));
   }
 }
 
@@ -208,9 +221,8 @@ void read_nodes(const Json& json, const std::map<std::string, std::size_t, std::
     if (node.op == nullptr)
       fail(where + "the op " + in_quotes(op) + " is not known to this server");
 
-    const std::size_t inputs = node.op->inputs;
-    for (const Json& input :
-         array_of(member(item, "inputs"), inputs, inputs, where + "\"inputs\"")) {
+    const auto [fewest, most] = node.op->inputs;
+    for (const Json& input : array_of(member(item, "inputs"), fewest, most, where + "\"inputs\"")) {
       const auto found = values.find(string_of(input, where + "\"inputs\""));
       if (found == values.end()) {
         fail(where + "the input " + in_quotes(input.get<std::string>()) +
@@ -258,10 +270,7 @@ std::optional<Size> read_size(const Json& json, bool shorter_side, const std::st
 std::vector<float> read_floats(const Json& json, std::size_t count, const std::string& where) {
   std::vector<float> numbers;
   for (const Json& item : array_of(json, count, count, where)) {
-    if (!item.is_number()) fail(where + " holds something that is not a number");
-    const double number = item.get<double>();
-    if (!(std::abs(number) <= 1e6)) fail(where + " holds a number beyond 1e6");
-    numbers.push_back(static_cast<float>(number));
+    numbers.push_back(number_of(item, -1e6, 1e6, where));
   }
   return numbers;
 }

@@ -23,7 +23,7 @@ Graph sums(const std::vector<std::pair<int, int>>& pairs, WeightsFile& keep) {
                                            name(static_cast<int>(i)), {1, 1, 4, 4}));
   }
   builder.header["nodes"].push_back(
-      node("flatten", {name(static_cast<int>(pairs.size()) - 1)}, "logits", {1, 16}));
+      node("reshape", {name(static_cast<int>(pairs.size()) - 1)}, "logits", {1, 16}));
   builder.header["output"] = "logits";
   builder.header["classes"] = std::vector<std::string>(16, "c");
   keep = parse_weights(builder.build());
@@ -38,7 +38,7 @@ TEST_CASE("a chain needs two buffers, whatever its length") {
   CHECK(plan_memory(graph).arena_floats == 2 * 16);
 }
 
-TEST_CASE("a flattened value shares the memory of what it flattens") {
+TEST_CASE("a reshaped value shares the memory of its input") {
   WeightsFile keep;
   const Graph graph = sums({{-1, -1}}, keep);
   const Plan plan = plan_memory(graph);

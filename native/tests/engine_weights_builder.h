@@ -106,7 +106,7 @@ inline Json node(const std::string& op, std::vector<std::string> inputs, const s
           {"attributes", std::move(attributes)}};
 }
 
-// [1,1,4,4] -> conv2d 3x3 of ones, stride 2, padding 1 -> relu -> pool -> flatten -> linear -> 2.
+// [1,1,4,4] -> conv2d 3x3 of ones, stride 2, padding 1 -> relu -> pool -> reshape -> linear -> 2.
 inline WeightsBuilder small_network() {
   WeightsBuilder builder;
   builder.tensors = {{"conv.weight", {2, 1, 3, 3}, std::vector<float>(18, 1.0F)},
@@ -122,8 +122,9 @@ inline WeightsBuilder small_network() {
              {{"weight", "conv.weight"}, {"bias", "conv.bias"}},
              {{"stride", {2, 2}}, {"padding", {1, 1, 1, 1}}, {"dilation", {1, 1}}, {"groups", 1}}),
         node("relu", {"v0"}, "v1", {1, 2, 2, 2}),
-        node("global_average_pool", {"v1"}, "v2", {1, 2, 1, 1}),
-        node("flatten", {"v2"}, "v3", {1, 2}),
+        node("adaptive_average_pool2d", {"v1"}, "v2", {1, 2, 1, 1}, Json::object(),
+             {{"size", {1, 1}}}),
+        node("reshape", {"v2"}, "v3", {1, 2}),
         node("linear", {"v3"}, "logits", {1, 2},
              {{"weight", "head.weight"}, {"bias", "head.bias"}})}},
       {"preprocess",

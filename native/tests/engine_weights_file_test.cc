@@ -173,7 +173,7 @@ TEST_CASE("tensors that are not what they say") {
   CHECK_CONTAINS(shape({2, -1, 3, 3}), "\"shape\"");
   CHECK_CONTAINS(shape({0}), "\"shape\"");
   CHECK_CONTAINS(shape(Json::array()), "\"shape\"");
-  CHECK_CONTAINS(shape({1, 1, 1, 1, 18}), "\"shape\"");
+  CHECK_CONTAINS(shape({1, 1, 1, 1, 1, 1, 18}), "\"shape\"");
   CHECK_CONTAINS(shape({1.5}), "\"shape\"");
   // 2^32 * 2^32 * 2 elements would be 2 modulo 2^64, and 65536^4 would be 0.
   CHECK_CONTAINS(shape({4294967296, 4294967296, 2}), "\"shape\"");
@@ -232,7 +232,7 @@ TEST_CASE("add and mul of shapes that don't broadcast") {
     b.header["nodes"].insert(b.header["nodes"].begin() + 1,
                              node("add", {"input", "v0"}, "sum", {1, 2, 4, 4}));
   });
-  CHECK_CONTAINS(text, "neither equal nor");
+  CHECK_CONTAINS(text, "don't broadcast");
 }
 
 TEST_CASE("more memory than the bound") {
