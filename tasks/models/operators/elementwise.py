@@ -62,7 +62,9 @@ def lower_gelu(t: Translation, given: dict[str, Any]) -> View:
 evaluates("gelu")(lambda x, tanh: F.gelu(x, approximate="tanh" if tanh else "none"))
 
 
-@lowers("aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default", "aten.clip.default")
+@lowers(
+    "aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default", "aten.clip.default"
+)
 def lower_clamp(t: Translation, given: dict[str, Any]) -> View:
     """Only the two clamps that have a name: from 0, and from 0 to 6."""
     low = given.get("min_val", given.get("min"))
