@@ -23,7 +23,7 @@ def task_graph() -> Iterator[dict[str, Any]]:
     for name, model in load_configuration().models.items():
         yield Recipe(
             name="graph",
-            version=1,
+            version=2,
             function="tasks.weights:trace",
             inputs={"architecture": model.architecture.file},
             outputs={"graph": artifact(name, "graph.json")},
@@ -37,7 +37,7 @@ def task_weights() -> Iterator[dict[str, Any]]:
     for name, model in load_configuration().models.items():
         yield Recipe(
             name="weights",
-            version=1,
+            version=2,
             function="tasks.weights:lower",
             inputs={
                 "checkpoint": artifact(name, "checkpoint.pth"),

@@ -31,7 +31,7 @@ def small_graph(outputs: int = 4, names: tuple[str, str] = ("a", "b")) -> Graph:
     return Graph(
         (1, 5, 1, 1),
         [
-            Node("flatten", names[0], [INPUT], "v0", (1, 5)),
+            Node("reshape", names[0], [INPUT], "v0", (1, 5)),
             Node("linear", names[0], ["v0"], "v1", (1, 3), first),
             Node("linear", names[1], ["v1"], "v2", (1, outputs), last),
         ],

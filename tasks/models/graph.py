@@ -14,18 +14,24 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Reference:
-    """A parameter or buffer of the user's model by its name there, or zeros if `name` is None."""
+    """A parameter or buffer that the user's model holds as `name` in the shape `held`, put in
+    `shape` here; or, if `name` is None, a tensor of `shape` that is `fill` everywhere.
+    """
 
     name: str | None
     shape: tuple[int, ...]
+    held: tuple[int, ...] = ()
+    fill: float = 0.0
+    reciprocal: bool = False  # 1 / each of its numbers
 
 
 @dataclass(eq=False)
 class Node:
     """One operation; docs/weight-format.md says what each `op` means.
 
-    `tensors` maps a role ("weight", "bias") to a Reference, until passes.bind puts an Array in its
-    place: float32 or float64, which is kept until the file is written, so that folding rounds once.
+    `tensors` maps a role ("weight", "bias", "value") to a Reference, until passes.bind puts an
+    Array in its place: float32 or float64, which is kept until the file is written, so that folding
+    rounds once.
     """
 
     op: str
@@ -90,7 +96,8 @@ def decode(data: bytes) -> Graph:
     for node in nodes:
         node.shape = tuple(node.shape)
         for role, tensor in node.tensors.items():
-            node.tensors[role] = Reference(tensor["name"], tuple(tensor["shape"]))
+            shapes = {key: tuple(tensor[key]) for key in ("shape", "held")}
+            node.tensors[role] = Reference(**tensor | shapes)
     return Graph(tuple(found["input_shape"]), nodes, found["output"])
 
 

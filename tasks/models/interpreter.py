@@ -21,9 +21,12 @@ def run(weights: WeightsFile, network_input: Tensor) -> Tensor:
             role: torch.from_numpy(weights.tensors[name].astype(np.float32))
             for role, name in node["tensors"].items()
         }
+        given = tensors | node["attributes"]
+        if node["op"] == "reshape":
+            given["shape"] = node["shape"]
         inputs = [values[name] for name in node["inputs"]]
         with torch.no_grad():
-            result = EVALUATIONS[node["op"]](inputs, tensors, node["attributes"])
+            result = EVALUATIONS[node["op"]](*inputs, **given)
         if list(result.shape) != node["shape"]:
             raise QuernError(
                 f"{node['name']}: {node['op']} gives {list(result.shape)}, and"

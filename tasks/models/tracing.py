@@ -4,6 +4,7 @@ It depends on the architecture alone: each new checkpoint is put into the graph 
 and only what imports this module pays for torch._dynamo.
 """
 
+import operator
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tasks.models.architecture import build, eager, one_line
 from tasks.models.graph import Graph
 from tasks.models.operators import LOWERINGS
 from tasks.models.preprocess import parse_preprocess
-from tasks.models.translation import Translation, op_name, shape_of
+from tasks.models.translation import Translation, arguments_of, op_name, shape_of
 
 
 def trace(
@@ -45,19 +46,25 @@ def trace_model(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Gra
     nodes = list(program.graph.nodes)
     (network_input,) = (node for node in nodes if node.name in signature.user_inputs)
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    outputs = [node for node in nodes if node.name in signature.user_outputs]
+    if len(outputs) != 1 or signature.buffers_to_mutate:
+        raise QuernError(f"{name}: forward() must return one tensor and change no buffer")
+    shape = shape_of(outputs[0])
+    if len(shape) != 2 or shape[0] != 1:
+        raise QuernError(f"{name}: forward() returns {list(shape)}; it must return [1, classes]")
+
     translation = Translation(name, network_input, stored)
     for node in nodes:
         if node.op == "call_function":
             translate(translation, node)
-
-    outputs = [node for node in nodes if node.name in signature.user_outputs]
-    if len(outputs) != 1 or signature.buffers_to_mutate:
-        raise QuernError(f"{name}: forward() must return one tensor and change no buffer")
-    if outputs[0] is network_input or len(shape_of(outputs[0])) != 2:
-        shape = list(shape_of(outputs[0]))
-        raise QuernError(f"{name}: forward() returns {shape}; it must return [1, classes]")
     graph = translation.graph
-    graph.output = translation.value(nodes[-1], outputs[0])
+    graph.output = translation.value(outputs[0])
+    last = graph.producer(graph.output)
+    if last and last.op == "softmax":
+        raise QuernError(
+            f"{name}: forward() ends in a softmax; it must return logits, of which the server takes"
+            " the softmax itself"
+        )
     graph.prune()
     return graph
 
@@ -80,19 +87,29 @@ def export(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Exported
 
 
 def translate(translation: Translation, node: fx.Node) -> None:
-    """One call of an ATen operation; relu_ is relu, and then its input's memory has changed."""
+    """One operation of torch; relu_ is relu, and then its input's memory has changed.
+
+    What is refused is so only where its result is read, if ever, unless it changes memory.
+    """
     schema: Any = getattr(node.target, "_schema", None)
-    if schema is None:
-        translation.refuse(node, str(node.target))
-    lower = LOWERINGS.get(str(node.target))
-    in_place = schema.is_mutable and schema.name.endswith("_")
-    if lower is None and in_place:
-        lower = LOWERINGS.get(str(node.target).replace("_.", ".", 1))
-    if lower is None:
-        translation.refuse(node, op_name(node))
-    given = {argument.name: argument.default_value for argument in schema.arguments}
-    names = [argument.name for argument in schema.arguments]
-    given |= dict(zip(names, node.args, strict=False)) | node.kwargs
-    lower(translation, node, given)
+    in_place = schema is not None and schema.is_mutable
+    translation.node = node
+    try:
+        if node.target is operator.getitem:
+            translation.take(*node.args)  # type: ignore[arg-type]
+            return
+        target = str(node.target)
+        lower = LOWERINGS.get(target.replace("_.", ".", 1) if in_place else target)
+        if lower is None:
+            translation.refuse(op_name(node))
+        given = arguments_of(node)
+        found, result = lower(translation, given), node.meta["val"]
+        if isinstance(result, torch.Tensor) and result.dtype != torch.float32:
+            translation.refuse(f"{op_name(node)} to {result.dtype}")
+        translation.define(found)
+    except QuernError as refusal:
+        if in_place:
+            raise
+        translation.defer(refusal)
     if in_place:
-        translation.changed_in_place(node, given[names[0]])
+        translation.changed_in_place(given[schema.arguments[0].name])

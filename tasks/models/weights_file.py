@@ -49,7 +49,8 @@ def encode(graph: Graph, preprocess: dict[str, Any], classes: list[str]) -> byte
                 arrays[names[role]] = np.ascontiguousarray(node.tensors[role], ">f4")
             if not np.isfinite(arrays[names[role]]).all():
                 raise QuernError(
-                    f"{names[role]}: with batch norm folded in it is too large for float32"
+                    f"{names[role]}: is too large for float32, as a batch norm that is folded in or"
+                    " a division by nearly 0 makes it"
                 )
         nodes.append(
             {
