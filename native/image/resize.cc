@@ -139,7 +139,7 @@ RowResizer::RowResizer(int height, int width, int channels, int new_height, int 
   rows_ = axis_of(height, new_height, wanted.top, wanted.bottom, interpolation);
   int tallest = 0;
   for (const Window& window : rows_.windows) tallest = std::max(tallest, window.count);
-  capacity_ = tallest + kMaxRows;
+  capacity_ = tallest - 1 + kMaxRows;
   stride_ = static_cast<std::size_t>(row_bytes_ + kSlack);
   narrowed_.resize(stride_ * static_cast<std::size_t>(capacity_));
   finished_.resize(stride_);
