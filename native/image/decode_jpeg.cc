@@ -170,7 +170,7 @@ class JpegReader : public RowReader {
   Area start(const Area& wanted) override {
     Area area = wanted;
     check(start_rows(self_, area));
-    row_.resize(static_cast<std::size_t>(area.width() * format_.samples()));
+    row_ = RowBuffer(1, static_cast<std::size_t>(area.width() * format_.samples()));
     check(skip_rows(self_, area.top, row_.data()));
     return area;
   }
@@ -199,7 +199,7 @@ class JpegReader : public RowReader {
   Decompressor self_;
   ColorMode mode_;
   PixelFormat format_;
-  std::vector<std::uint8_t> row_;  // as the file has it
+  RowBuffer row_;  // as the file has it
 };
 
 }  // namespace

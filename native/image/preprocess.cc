@@ -184,14 +184,13 @@ void prepare_rows(RowReader& reader, const Preprocess& settings, int height, int
 
   const Area source = resizer.source();
   const Area read = reader.start(source);
-  const std::size_t stride = static_cast<std::size_t>(read.width() * channels);
-  std::vector<std::uint8_t> rows(stride * RowResizer::kMaxRows + kSlack);
+  RowBuffer rows(RowResizer::kMaxRows, static_cast<std::size_t>(read.width() * channels), kSlack);
   const std::uint8_t* const first = rows.data() + (source.left - read.left) * channels;
   for (int y = source.top; y < source.bottom; y += RowResizer::kMaxRows) {
     const int count = std::min(RowResizer::kMaxRows, source.bottom - y);
-    reader.read(count, rows.data(), stride);
+    reader.read(count, rows.data(), rows.stride());
     lap(time.decode);
-    resizer.push(first, stride, count);
+    resizer.push(first, rows.stride(), count);
     while (const std::uint8_t* row = resizer.next()) planes.add(row);
     lap(time.preprocess);
   }

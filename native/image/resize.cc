@@ -93,6 +93,14 @@ Axis axis_of(int in, int out, int begin, int end, Interpolation interpolation) {
   return axis;
 }
 
+template <int kChannels>
+void copy_pixels(const std::uint8_t* in, const std::vector<Window>& windows, std::uint8_t* out) {
+  for (const Window& window : windows) {
+    const std::uint8_t* pixel = in + static_cast<std::ptrdiff_t>(window.first) * kChannels;
+    for (int k = 0; k < kChannels; ++k) *out++ = *pixel++;  // copy_n() calls a function for each
+  }
+}
+
 void check_sizes(int height, int width, int channels, int new_height, int new_width) {
   if (std::min({height, width, new_height, new_width}) < 1 || (channels != 1 && channels != 3)) {
     throw std::invalid_argument("resize: sizes must be at least 1, channels 1 or 3");
@@ -163,9 +171,10 @@ void RowResizer::push(const std::uint8_t* rows, std::size_t stride, int count) {
       continue;
     }
     for (int i = 0; i < kRowsTogether; ++i) {
-      std::uint8_t* pixel = out[i];
-      for (const Window& window : columns_.windows) {
-        pixel = std::copy_n(in[i] + window.first * channels_, channels_, pixel);
+      if (channels_ == 1) {
+        copy_pixels<1>(in[i], columns_.windows, out[i]);
+      } else {
+        copy_pixels<3>(in[i], columns_.windows, out[i]);
       }
     }
   }

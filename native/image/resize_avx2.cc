@@ -38,6 +38,12 @@ __m256i load_two(const std::uint8_t* one, const std::uint8_t* other) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
 
+int load_four(const std::uint8_t* in) {
+  int bytes = 0;
+  __builtin_memcpy(&bytes, in, sizeof(bytes));
+  return bytes;
+}
+
 void store_four(int bytes, std::uint8_t* out) { __builtin_memcpy(out, &bytes, sizeof(bytes)); }
 
 // Four input pixels a step. A lane holds one channel of one row: red, green, blue, nothing.
@@ -77,12 +83,48 @@ void horizontal_rgb(const std::uint8_t* const* in, const Window* windows, int co
   }
 }
 
+// Four weights, once for each of four rows.
+__m256i four(const std::int16_t* weights) {
+  long long all = 0;
+  __builtin_memcpy(&all, weights, sizeof(all));
+  return _mm256_set1_epi64x(all);
+}
+
+// Four input pixels a step. Two neighbouring lanes hold one row: its even and its odd pairs.
+void horizontal_gray(const std::uint8_t* const* in, const Window* windows, int count,
+                     const Weights* weights, std::uint8_t* const* out) {
+  const std::uint8_t *in0 = in[0], *in1 = in[1], *in2 = in[2], *in3 = in[3];
+  std::uint8_t *out0 = out[0], *out1 = out[1], *out2 = out[2], *out3 = out[3];
+  for (int x = 0; x < count; ++x) {
+    const Weights* group = weights + windows[x].weights;
+    const Weights* const end = group + (windows[x].count + 3) / 4;
+    std::ptrdiff_t first = windows[x].first;
+    Sums both;
+    both.low = _mm256_srli_epi32(both.low, 1);  // for both lanes together
+    for (; group < end; ++group, first += 4) {
+      const __m128i pixels = _mm_setr_epi32(load_four(in0 + first), load_four(in1 + first),
+                                            load_four(in2 + first), load_four(in3 + first));
+      both.add(_mm256_cvtepu8_epi16(pixels), four(group->low), four(group->high));
+    }
+    const __m256i lanes = _mm256_add_epi32(both.low, _mm256_slli_epi32(both.high, kLowBits));
+    const __m256i sums = _mm256_srai_epi32(_mm256_hadd_epi32(lanes, lanes), kPrecisionBits);
+    const __m256i words = _mm256_packs_epi32(sums, sums);
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const int rows01 = _mm_cvtsi128_si32(_mm256_castsi256_si128(bytes));
+    const int rows23 = _mm_cvtsi128_si32(_mm256_extracti128_si256(bytes, 1));
+    out0[x] = static_cast<std::uint8_t>(rows01);
+    out1[x] = static_cast<std::uint8_t>(rows01 >> 8);
+    out2[x] = static_cast<std::uint8_t>(rows23);
+    out3[x] = static_cast<std::uint8_t>(rows23 >> 8);
+  }
+}
+
 void horizontal(const std::uint8_t* const* in, int channels, const Window* windows, int count,
                 const Weights* weights, std::uint8_t* const* out) {
   if (channels == 3) {
     horizontal_rgb(in, windows, count, weights, out);
   } else {
-    kScalarResize.horizontal(in, channels, windows, count, weights, out);
+    horizontal_gray(in, windows, count, weights, out);
   }
 }
 

@@ -6,10 +6,38 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "image/image.h"
 
 namespace quern {
+
+// Memory for rows on their way. libjpeg-turbo writes past the cache to rows that are aligned for
+// its SIMD, which costs more than the rest of a conversion when they are read at once: these rows
+// are not aligned.
+class RowBuffer {
+ public:
+  RowBuffer() = default;
+  RowBuffer(RowBuffer&&) = default;
+  RowBuffer& operator=(RowBuffer&&) = default;
+  // `slack`: bytes behind the last row that may be read.
+  RowBuffer(int count, std::size_t row_bytes, std::size_t slack = 0)
+      : stride_((row_bytes + kAlignment - 1) / kAlignment * kAlignment),
+        bytes_(stride_ * static_cast<std::size_t>(count) + slack + 2 * kAlignment) {
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(bytes_.data()) % kAlignment;
+    first_ = bytes_.data() + (kAlignment - past) + kAlignment / 4;
+  }
+
+  std::uint8_t* data() { return first_; }
+  std::size_t stride() const { return stride_; }  // bytes from row to row
+
+ private:
+  static constexpr std::size_t kAlignment = 32;  // of AVX2; SSE2 has 16
+
+  std::size_t stride_ = 0;
+  std::vector<std::uint8_t> bytes_;
+  std::uint8_t* first_ = nullptr;
+};
 
 class RowReader {
  public:
