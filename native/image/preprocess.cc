@@ -180,7 +180,7 @@ void prepare_rows(RowReader& reader, const Preprocess& settings, int height, int
                      static_cast<int>(std::min<std::int64_t>(extent.width, kMaxSide + 1)),
                      settings.interpolation, crop.kept);
   Planes planes(settings, height, width, crop, output);
-  lap(time.preprocess);
+  lap(time.resize);
 
   const Area source = resizer.source();
   const Area read = reader.start(source);
@@ -192,7 +192,7 @@ void prepare_rows(RowReader& reader, const Preprocess& settings, int height, int
     lap(time.decode);
     resizer.push(first, rows.stride(), count);
     while (const std::uint8_t* row = resizer.next()) planes.add(row);
-    lap(time.preprocess);
+    lap(time.resize);
   }
   reader.finish();
   lap(time.decode);

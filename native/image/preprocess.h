@@ -42,10 +42,10 @@ std::array<std::int64_t, 2> preprocessed_size(const Preprocess& settings, int he
 void preprocess(const Image& image, const Preprocess& settings, int height, int width,
                 std::span<float> output);
 
-// Wall time in seconds: of decoding, and of all that preprocess() does.
+// Wall time in seconds; resize is all that preprocess() does.
 struct PrepareTime {
   double decode = 0.0;
-  double preprocess = 0.0;
+  double resize = 0.0;
 };
 
 // decode() and preprocess() of a file in one go, a few rows at a time: the same `output` in less

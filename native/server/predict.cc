@@ -70,7 +70,7 @@ Json answer(ServedModel& served, const PredictRequest& request) {
   for (const Prediction& one : best) result["predictions"].push_back(prediction(served, one));
   result["release"] = served.release;
   result["timing"] = {{"decode_ms", milliseconds(0.0, times.decode)},
-                      {"preprocess_ms", milliseconds(0.0, times.preprocess)},
+                      {"preprocess_ms", milliseconds(0.0, times.resize)},
                       {"inference_ms", milliseconds(prepared, end)},
                       {"total_ms", milliseconds(start, end)}};
   if (request.with_logits) {
