@@ -59,6 +59,18 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes, *before: b
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
 
 
+def with_right_checksums(content: bytes) -> bytes:
+    """A damaged PNG file whose chunks have the CRC of what they hold, so that they are read."""
+    result, at = content[:8], 8
+    while at + 12 <= len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        if at + 12 + length > len(content):
+            return content  # the damage is in a length
+        result += chunk(content[at + 4 : at + 8], content[at + 8 : at + 8 + length])
+        at += 12 + length
+    return result + content[at:]
+
+
 def interlaced(image: Image.Image) -> bytes:
     """Adam7: the seven reduced images one after the other (PNG specification, section 8.2)."""
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
@@ -84,6 +96,18 @@ def with_alpha(mode: str) -> Image.Image:
     return image
 
 
+def resampled(subsampling: int, factors: int, precision: int = 8) -> bytes:
+    """A JPEG whose header is changed to sampling factors that Pillow does not write.
+
+    The pixels are another picture then, with as many blocks: 64x64 is whole in either order.
+    """
+    content = bytearray(encoded(small(64, 64), "JPEG", subsampling=subsampling))
+    header = content.index(b"\xff\xc0")
+    content[header + 4] = precision
+    content[header + 11] = factors  # of the first component: horizontal, vertical
+    return bytes(content)
+
+
 def palette(colors: int) -> Image.Image:
     return small().quantize(colors)
 
@@ -100,6 +124,9 @@ FILES: dict[str, Callable[[], bytes]] = {
     "JPEG 4:4:4": lambda: encoded(picture(), "JPEG", subsampling=0, quality=95),
     "JPEG 4:2:2": lambda: encoded(small(), "JPEG", subsampling=1),
     "JPEG 4:2:0": lambda: encoded(small(), "JPEG", subsampling=2),
+    "JPEG 4:4:0": lambda: resampled(1, 0x12),
+    "JPEG 4:1:1": lambda: resampled(2, 0x41),
+    "JPEG 1x4": lambda: resampled(2, 0x14),
     "JPEG stored as RGB": lambda: encoded(small(), "JPEG", keep_rgb=True),
     "JPEG with restart markers": lambda: encoded(small(), "JPEG", restart_marker_blocks=2),
     "JPEG quality 1": lambda: encoded(small(), "JPEG", quality=1),
@@ -179,6 +206,7 @@ def test_the_interlaced_file_is_the_image_it_was_made_of() -> None:
             415,
         ),
         (lambda: png(1, 1, 16, 2, bytes(7)), 415),
+        (lambda: resampled(2, 0x22, precision=12), 400),
         (lambda: png(1, 1, 3, 0, bytes(2)), 400),
         (lambda: png(0, 1, 8, 0, bytes(2)), 400),
         (lambda: png(30000, 30000, 8, 2, bytes(9)), 413),
@@ -203,7 +231,18 @@ def test_whatever_pillow_refuses_as_truncated_is_refused(native: Any, name: str)
     assert refused > 100
 
 
-@pytest.mark.parametrize("name", ["JPEG 4:2:0", "JPEG gray progressive", "PNG palette 16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "JPEG 4:2:0",
+        "JPEG 4:1:1",
+        "JPEG with restart markers",
+        "JPEG CMYK noise",
+        "JPEG gray progressive",
+        "PNG palette 16",
+        "PNG RGBA",
+    ],
+)
 def test_a_damaged_file_is_refused_or_decoded_as_pillow_does(native: Any, name: str) -> None:
     random = np.random.default_rng(8)
     content = FILES[name]()
@@ -211,11 +250,14 @@ def test_a_damaged_file_is_refused_or_decoded_as_pillow_does(native: Any, name: 
     for _ in range(300):
         damaged = bytearray(content)
         damaged[random.integers(len(damaged))] = random.integers(256)
+        file = bytes(damaged)
+        if name.startswith("PNG"):
+            file = with_right_checksums(file)
         try:
-            actual = native.decode(bytes(damaged), "RGB")
+            actual = native.decode(file, "RGB")
         except ValueError:
             continue
-        np.testing.assert_array_equal(actual, pillow(bytes(damaged), "RGB"))
+        np.testing.assert_array_equal(actual, pillow(file, "RGB"))
         both += 1
     assert both > 0
 
@@ -321,17 +363,49 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["china.jpg", "tall", "odd"])
-@pytest.mark.parametrize("section", CHAINS, ids=lambda s: f"{s['resize']} {s['crop']} {s['mode']}")
+# What a photograph may come as; each of another size, so that crops begin everywhere in a block.
+PHOTOGRAPHS: dict[str, Callable[[], bytes]] = {
+    "china.jpg": FILES["china.jpg"],
+    "flower.jpg": FILES["flower.jpg"],
+    "tall": lambda: encoded(picture("flower").transpose(Image.Transpose.ROTATE_90), "PNG"),
+    "odd": lambda: encoded(small(101, 67), "PNG"),
+    "4:4:4": lambda: encoded(small(639, 425), "JPEG", subsampling=0, quality=75),
+    "4:2:2": lambda: encoded(small(633, 479), "JPEG", subsampling=1, quality=85),
+    "4:2:0": lambda: encoded(small(640, 480), "JPEG", subsampling=2, quality=90),
+    "4:2:0 tall": lambda: encoded(small(371, 652), "JPEG", subsampling=2, quality=90),
+    "4:2:0 large": lambda: encoded(small(1503, 1127), "JPEG", subsampling=2, quality=75),
+    "restart markers": lambda: encoded(small(401, 301), "JPEG", restart_marker_blocks=5),
+    "progressive": lambda: encoded(small(517, 389), "JPEG", progressive=True),
+    "gray": lambda: encoded(picture().convert("L"), "JPEG"),
+    "gray progressive": lambda: encoded(small(300, 500).convert("L"), "JPEG", progressive=True),
+    "CMYK": lambda: encoded(picture("flower").convert("CMYK"), "JPEG"),
+    "palette": lambda: encoded(picture().quantize(200), "PNG"),
+    "gray PNG": lambda: encoded(picture().convert("L"), "PNG"),
+    "interlaced": lambda: interlaced(small(203, 151)),
+    "alpha": lambda: encoded(with_alpha("RGB"), "PNG"),
+    "wide": lambda: encoded(small(2000, 15), "JPEG"),
+    "1x1": lambda: encoded(small(1, 1), "JPEG"),
+}
+
+# Every kind of file, with a crop that leaves most of it out and one that is larger.
+PARTS = [
+    preprocess("RGB", resize=[60, 80], crop=[41, 30], **IMAGENET),
+    preprocess("L", resize=[64, 50], crop=[20, 90], mean=[0.5], std=[0.25]),
+    preprocess("RGB", crop=[20, 24]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [(name, section) for section in CHAINS for name in PHOTOGRAPHS]
+    + [(name, section) for section in PARTS for name in FILES],
+    ids=lambda p: p if isinstance(p, str) else f"{p['resize']} {p['crop']} {p['mode']}",
+)
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_the_chain_down_to_the_network_s_input(
     native: Any, tmp_path: Path, section: dict[str, Any], name: str
 ) -> None:
-    makers: dict[str, Callable[[], bytes]] = {
-        "china.jpg": FILES["china.jpg"],
-        "tall": lambda: encoded(picture("flower").transpose(Image.Transpose.ROTATE_90), "PNG"),
-        "odd": lambda: encoded(small(101, 67), "PNG"),
-    }
-    content = makers[name]()
+    content = {**FILES, **PHOTOGRAPHS}[name]()
     with Image.open(io.BytesIO(content)) as image:
         expected = torchvision_input(image.convert(section["mode"]), section)
     path = tmp_path / "model_weights.bin"

@@ -5,9 +5,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 
-#include "image/image.h"
+#include "image/row_reader.h"
 
 namespace quern {
 
@@ -25,12 +26,12 @@ struct PixelFormat {
 void convert_row(const std::uint8_t* in, const PixelFormat& format, int width, ColorMode mode,
                  std::uint8_t* out);
 
-// An image of that size with memory for its pixels. Throws ImageError 413 first when it is larger
-// than `max_pixels` or than kMaxSide on a side.
-Image allocate_image(std::uint64_t height, std::uint64_t width, ColorMode mode,
-                     std::size_t max_pixels);
+// Throws ImageError 413 when the image is larger than `max_pixels` or than kMaxSide on a side.
+void check_size(std::uint64_t height, std::uint64_t width, std::size_t max_pixels);
 
-Image decode_jpeg(std::span<const std::uint8_t> file, ColorMode mode, std::size_t max_pixels);
-Image decode_png(std::span<const std::uint8_t> file, ColorMode mode, std::size_t max_pixels);
+std::unique_ptr<RowReader> open_jpeg(std::span<const std::uint8_t> file, ColorMode mode,
+                                     std::size_t max_pixels);
+std::unique_ptr<RowReader> open_png(std::span<const std::uint8_t> file, ColorMode mode,
+                                    std::size_t max_pixels);
 
 }  // namespace quern

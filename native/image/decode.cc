@@ -27,16 +27,18 @@ Rgb rgb_of_inverted_cmyk(const std::uint8_t* in) {
   return rgb;
 }
 
-void put(const Rgb& rgb, ColorMode mode, std::uint8_t*& out) {
-  if (mode == ColorMode::kL) {
-    *out++ = luma(rgb);
-  } else {
-    out = std::copy(rgb.begin(), rgb.end(), out);
+// `rgb_of` gives the colour at a pixel's samples.
+template <typename RgbOf>
+void convert_colors(const std::uint8_t* in, int samples, int width, ColorMode mode,
+                    std::uint8_t* out, const RgbOf& rgb_of) {
+  for (int x = 0; x < width; ++x, in += samples) {
+    const Rgb rgb = rgb_of(in);
+    if (mode == ColorMode::kL) {
+      *out++ = luma(rgb);
+    } else {
+      out = std::copy(rgb.begin(), rgb.end(), out);
+    }
   }
-}
-
-void put_gray(std::uint8_t gray, ColorMode mode, std::uint8_t*& out) {
-  out = std::fill_n(out, mode == ColorMode::kL ? 1 : 3, gray);
 }
 
 bool starts_with(std::span<const std::uint8_t> file, std::initializer_list<std::uint8_t> bytes) {
@@ -61,49 +63,57 @@ int PixelFormat::samples() const {
 
 void convert_row(const std::uint8_t* in, const PixelFormat& format, int width, ColorMode mode,
                  std::uint8_t* out) {
-  const int step = format.samples();
-  for (int x = 0; x < width; ++x, in += step) {
-    switch (format.layout) {
-      case PixelLayout::kGray:
-      case PixelLayout::kGrayAlpha:
-        put_gray(in[0], mode, out);
-        break;
-      case PixelLayout::kRgb:
-      case PixelLayout::kRgba:
-        put({in[0], in[1], in[2]}, mode, out);
-        break;
-      case PixelLayout::kPalette:
-        put(format.palette[in[0]], mode, out);
-        break;
-      case PixelLayout::kInvertedCmyk:
-        put(rgb_of_inverted_cmyk(in), mode, out);
-        break;
-    }
+  const int samples = format.samples();
+  switch (format.layout) {
+    case PixelLayout::kGray:
+    case PixelLayout::kGrayAlpha:
+      for (int x = 0; x < width; ++x, in += samples) out = std::fill_n(out, channels_of(mode), *in);
+      break;
+    case PixelLayout::kRgb:
+    case PixelLayout::kRgba:
+      convert_colors(in, samples, width, mode, out, [](const std::uint8_t* pixel) {
+        return Rgb{pixel[0], pixel[1], pixel[2]};
+      });
+      break;
+    case PixelLayout::kPalette:
+      convert_colors(in, samples, width, mode, out,
+                     [&](const std::uint8_t* pixel) { return format.palette[*pixel]; });
+      break;
+    case PixelLayout::kInvertedCmyk:
+      convert_colors(in, samples, width, mode, out, rgb_of_inverted_cmyk);
+      break;
   }
 }
 
-Image allocate_image(std::uint64_t height, std::uint64_t width, ColorMode mode,
-                     std::size_t max_pixels) {
+void check_size(std::uint64_t height, std::uint64_t width, std::size_t max_pixels) {
   if (width > kMaxSide || height > kMaxSide || height * width > max_pixels) {
     throw ImageError(413, "the image has " + std::to_string(width) + "x" + std::to_string(height) +
                               " pixels, at most " + std::to_string(max_pixels) + " and " +
                               std::to_string(kMaxSide) + " on a side are accepted");
   }
-  Image image;
-  image.height = static_cast<int>(height);
-  image.width = static_cast<int>(width);
-  image.channels = mode == ColorMode::kL ? 1 : 3;
-  image.pixels.resize(image.row_bytes() * height);
-  return image;
+}
+
+std::unique_ptr<RowReader> open_image(std::span<const std::uint8_t> file, ColorMode mode,
+                                      std::size_t max_pixels) {
+  if (file.empty()) throw ImageError(400, "no image: the file is empty");
+  if (starts_with(file, {0xFF, 0xD8, 0xFF})) return open_jpeg(file, mode, max_pixels);
+  if (starts_with(file, {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'})) {
+    return open_png(file, mode, max_pixels);
+  }
+  throw ImageError(415, "not an image type we support: send JPEG or PNG");
 }
 
 Image decode(std::span<const std::uint8_t> file, ColorMode mode, std::size_t max_pixels) {
-  if (file.empty()) throw ImageError(400, "no image: the file is empty");
-  if (starts_with(file, {0xFF, 0xD8, 0xFF})) return decode_jpeg(file, mode, max_pixels);
-  if (starts_with(file, {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'})) {
-    return decode_png(file, mode, max_pixels);
-  }
-  throw ImageError(415, "not an image type we support: send JPEG or PNG");
+  const std::unique_ptr<RowReader> reader = open_image(file, mode, max_pixels);
+  Image image;
+  image.height = reader->height();
+  image.width = reader->width();
+  image.channels = channels_of(mode);
+  image.pixels.resize(image.row_bytes() * static_cast<std::size_t>(image.height));
+  reader->start({0, image.height, 0, image.width});
+  reader->read(image.height, image.pixels.data(), image.row_bytes());
+  reader->finish();
+  return image;
 }
 
 }  // namespace quern

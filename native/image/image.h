@@ -17,6 +17,16 @@ enum class ColorMode { kL, kRgb };
 
 enum class Interpolation { kNearest, kBilinear, kBicubic };
 
+constexpr int channels_of(ColorMode mode) { return mode == ColorMode::kL ? 1 : 3; }
+
+// A rectangle of pixels: rows [top, bottom), columns [left, right).
+struct Area {
+  int top = 0, bottom = 0, left = 0, right = 0;
+
+  int height() const { return bottom - top; }
+  int width() const { return right - left; }
+};
+
 // uint8 [height, width, channels], rows packed, channels interleaved.
 struct Image {
   int height = 0;

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "image/image.h"
+#include "image/decode.h"
 
 namespace quern {
 
@@ -28,7 +28,7 @@ struct Preprocess {
   std::vector<float> mean;  // one per channel; mean and std are both empty to leave the step out
   std::vector<float> std;
 
-  int channels() const { return mode == ColorMode::kRgb ? 3 : 1; }
+  int channels() const { return channels_of(mode); }
 };
 
 // [height, width] of an image of that size after resize and crop.
@@ -41,5 +41,17 @@ std::array<std::int64_t, 2> preprocessed_size(const Preprocess& settings, int he
 // would take too much memory.
 void preprocess(const Image& image, const Preprocess& settings, int height, int width,
                 std::span<float> output);
+
+// Wall time in seconds; resize is all that preprocess() does.
+struct PrepareTime {
+  double decode = 0.0;
+  double resize = 0.0;
+};
+
+// decode() and preprocess() of a file in one go, a few rows at a time: the same `output` in less
+// time, and with memory for those rows only. Throws what these two throw; `output` is then
+// unfinished.
+PrepareTime prepare(std::span<const std::uint8_t> file, const Preprocess& settings, int height,
+                    int width, std::span<float> output, std::size_t max_pixels = kDefaultMaxPixels);
 
 }  // namespace quern

@@ -7,9 +7,6 @@
 namespace quern {
 namespace {
 
-// 8 bits for the result, 2 for the filter's overshoot: what is left of 32 is the fraction.
-constexpr int kPrecisionBits = 32 - 8 - 2;
-
 double triangle(double x) {
   x = std::abs(x);
   return x < 1.0 ? 1.0 - x : 0.0;
@@ -29,26 +26,24 @@ struct Filter {
   double support;
 };
 
-// The input pixels one output pixel is made of, and their fixed-point weights.
-struct Window {
-  int first = 0, count = 0;
-  std::size_t weights = 0;  // index of the first
-};
-
-struct Coefficients {
-  std::vector<Window> windows;  // by output pixel
-  std::vector<std::int32_t> weights;
-};
+void append(const std::vector<std::int32_t>& weights, Axis& axis) {
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (i % 4 == 0) axis.weights.push_back({});
+    axis.weights.back().low[i % 4] = static_cast<std::int16_t>(weights[i] & ((1 << kLowBits) - 1));
+    axis.weights.back().high[i % 4] = static_cast<std::int16_t>(weights[i] >> kLowBits);
+  }
+}
 
 // Resample.c: precompute_coeffs and normalize_coeffs_8bpc, the same operations in the same order.
-Coefficients coefficients(int in, int out, const Filter& filter) {
+Axis filtered(int in, int out, int begin, int end, const Filter& filter) {
   const double scale = static_cast<double>(in) / out;
   const double filter_scale = std::max(scale, 1.0);
   const double support = filter.support * filter_scale;
   const double inverse = 1.0 / filter_scale;
-  Coefficients result;
+  Axis axis;
   std::vector<double> weights;
-  for (int x = 0; x < out; ++x) {
+  std::vector<std::int32_t> fixed_weights;
+  for (int x = begin; x < end; ++x) {
     const double center = (x + 0.5) * scale;
     const int first = std::max(static_cast<int>(center - support + 0.5), 0);
     const int last = std::min(static_cast<int>(center + support + 0.5), in);
@@ -58,123 +53,149 @@ Coefficients coefficients(int in, int out, const Filter& filter) {
       weights.push_back(filter.weight((i - center + 0.5) * inverse));
       sum += weights.back();
     }
-    result.windows.push_back({first, last - first, result.weights.size()});
+    fixed_weights.clear();
     for (double weight : weights) {
       if (sum != 0.0) weight /= sum;
       const double fixed = weight * (1 << kPrecisionBits);
-      result.weights.push_back(static_cast<std::int32_t>(weight < 0 ? fixed - 0.5 : fixed + 0.5));
+      fixed_weights.push_back(static_cast<std::int32_t>(weight < 0 ? fixed - 0.5 : fixed + 0.5));
     }
+    axis.windows.push_back({first, last - first, static_cast<int>(axis.weights.size())});
+    append(fixed_weights, axis);
   }
-  return result;
-}
-
-std::uint8_t clip(std::int32_t sum) {
-  return static_cast<std::uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255));
-}
-
-constexpr std::int32_t kHalf = 1 << (kPrecisionBits - 1);
-
-template <int kChannels>
-void horizontal_row(const std::uint8_t* in, const Coefficients& c, std::uint8_t* out) {
-  for (const Window& window : c.windows) {
-    const std::int32_t* weights = c.weights.data() + window.weights;
-    const std::uint8_t* pixels = in + static_cast<std::ptrdiff_t>(window.first) * kChannels;
-    std::int32_t sums[kChannels];
-    std::fill_n(sums, kChannels, kHalf);
-    for (int i = 0; i < window.count; ++i) {
-      for (int k = 0; k < kChannels; ++k) sums[k] += pixels[i * kChannels + k] * weights[i];
-    }
-    for (int k = 0; k < kChannels; ++k) *out++ = clip(sums[k]);
-  }
-}
-
-Image blank(int height, int width, int channels) {
-  Image image;
-  image.height = height;
-  image.width = width;
-  image.channels = channels;
-  image.pixels.resize(image.row_bytes() * static_cast<std::size_t>(height));
-  return image;
-}
-
-Image horizontal(const Image& image, int width, const Filter& filter) {
-  const Coefficients c = coefficients(image.width, width, filter);
-  Image out = blank(image.height, width, image.channels);
-  for (int y = 0; y < out.height; ++y) {
-    if (image.channels == 1) {
-      horizontal_row<1>(image.row(y), c, out.row(y));
-    } else {
-      horizontal_row<3>(image.row(y), c, out.row(y));
-    }
-  }
-  return out;
-}
-
-Image vertical(const Image& image, int height, const Filter& filter) {
-  const Coefficients c = coefficients(image.height, height, filter);
-  Image out = blank(height, image.width, image.channels);
-  std::vector<std::int32_t> sums(image.row_bytes());
-  for (int y = 0; y < height; ++y) {
-    const Window& window = c.windows[static_cast<std::size_t>(y)];
-    std::fill(sums.begin(), sums.end(), kHalf);
-    for (int i = 0; i < window.count; ++i) {
-      const std::uint8_t* in = image.row(window.first + i);
-      const std::int32_t weight = c.weights[window.weights + static_cast<std::size_t>(i)];
-      for (std::size_t x = 0; x < sums.size(); ++x) sums[x] += in[x] * weight;
-    }
-    std::transform(sums.begin(), sums.end(), out.row(y), clip);
-  }
-  return out;
+  return axis;
 }
 
 // Where each output pixel's centre falls. Geometry.c adds the step up instead of multiplying, and
 // the rounding of that sum decides ties.
-std::vector<int> nearest_positions(int in, int out) {
+Axis nearest(int in, int out, int begin, int end) {
   const double step = static_cast<double>(in) / out;
   double position = step * 0.5;
-  std::vector<int> positions;
-  for (int i = 0; i < out; ++i, position += step) {
-    positions.push_back(std::min(static_cast<int>(position), in - 1));
+  Axis axis;
+  for (int x = 0; x < end; ++x, position += step) {
+    if (x >= begin) axis.windows.push_back({std::min(static_cast<int>(position), in - 1), 1, 0});
   }
-  return positions;
+  return axis;
 }
 
-Image nearest(const Image& image, int height, int width) {
-  const std::vector<int> xs = nearest_positions(image.width, width);
-  const std::vector<int> ys = nearest_positions(image.height, height);
-  Image out = blank(height, width, image.channels);
-  std::uint8_t* pixel = out.pixels.data();
-  const auto channels = static_cast<std::size_t>(image.channels);
-  for (const int y : ys) {
-    const std::uint8_t* row = image.row(y);
-    for (const int x : xs) {
-      pixel = std::copy_n(row + static_cast<std::size_t>(x) * channels, channels, pixel);
-    }
+// Output pixels [begin, end) of `out`; windows count from `first`.
+Axis axis_of(int in, int out, int begin, int end, Interpolation interpolation) {
+  Axis axis;
+  if (in == out || interpolation == Interpolation::kNearest) {
+    axis = nearest(in, out, begin, end);
+  } else if (interpolation == Interpolation::kBilinear) {
+    axis = filtered(in, out, begin, end, {triangle, 1.0});
+  } else {
+    axis = filtered(in, out, begin, end, {cubic, 2.0});
   }
-  return out;
+  axis.first = axis.windows.front().first;
+  axis.last = axis.windows.back().first + axis.windows.back().count;
+  for (Window& window : axis.windows) window.first -= axis.first;
+  return axis;
+}
+
+template <int kChannels>
+void copy_pixels(const std::uint8_t* in, const std::vector<Window>& windows, std::uint8_t* out) {
+  for (const Window& window : windows) {
+    const std::uint8_t* pixel = in + static_cast<std::ptrdiff_t>(window.first) * kChannels;
+    for (int k = 0; k < kChannels; ++k) *out++ = *pixel++;  // copy_n() calls a function for each
+  }
+}
+
+void check_sizes(int height, int width, int channels, int new_height, int new_width) {
+  if (std::min({height, width, new_height, new_width}) < 1 || (channels != 1 && channels != 3)) {
+    throw std::invalid_argument("resize: sizes must be at least 1, channels 1 or 3");
+  }
+  if (std::max({height, width, new_height, new_width}) > kMaxSide ||
+      static_cast<std::int64_t>(new_height) * new_width > kMaxResizedPixels ||
+      static_cast<std::int64_t>(height) * new_width > kMaxResizedPixels) {
+    throw ImageError(413, "the image of " + std::to_string(width) + "x" + std::to_string(height) +
+                              " pixels is too narrow to be resized to " +
+                              std::to_string(new_width) + "x" + std::to_string(new_height));
+  }
 }
 
 }  // namespace
 
 Image resize(const Image& image, int height, int width, Interpolation interpolation) {
-  if (height < 1 || width < 1 || image.height < 1 || image.width < 1 ||
-      (image.channels != 1 && image.channels != 3)) {
-    throw std::invalid_argument("resize: sizes must be at least 1, channels 1 or 3");
+  RowResizer resizer(image.height, image.width, image.channels, height, width, interpolation,
+                     {0, height, 0, width});
+  Image out;
+  out.height = height;
+  out.width = width;
+  out.channels = image.channels;
+  out.pixels.resize(out.row_bytes() * static_cast<std::size_t>(height));
+  const Area source = resizer.source();
+  std::vector<std::uint8_t> rows(image.row_bytes() * RowResizer::kMaxRows + kSlack);
+  int made = 0;
+  for (int y = source.top; y < source.bottom; y += RowResizer::kMaxRows) {
+    const int count = std::min(RowResizer::kMaxRows, source.bottom - y);
+    std::copy_n(image.row(y), image.row_bytes() * static_cast<std::size_t>(count), rows.data());
+    resizer.push(rows.data() + source.left * image.channels, image.row_bytes(), count);
+    while (const std::uint8_t* row = resizer.next()) {
+      std::copy_n(row, out.row_bytes(), out.row(made++));
+    }
   }
-  if (std::max({height, width, image.height, image.width}) > kMaxSide ||
-      static_cast<std::int64_t>(height) * width > kMaxResizedPixels ||
-      static_cast<std::int64_t>(image.height) * width > kMaxResizedPixels) {
-    throw ImageError(413, "the image of " + std::to_string(image.width) + "x" +
-                              std::to_string(image.height) + " pixels is too narrow to be resized" +
-                              " to " + std::to_string(width) + "x" + std::to_string(height));
+  return out;
+}
+
+RowResizer::RowResizer(int height, int width, int channels, int new_height, int new_width,
+                       Interpolation interpolation, const Area& wanted,
+                       const ResizeKernels& kernels)
+    : kernels_(kernels), channels_(channels), row_bytes_(wanted.width() * channels) {
+  check_sizes(height, width, channels, new_height, new_width);
+  columns_ = axis_of(width, new_width, wanted.left, wanted.right, interpolation);
+  rows_ = axis_of(height, new_height, wanted.top, wanted.bottom, interpolation);
+  int tallest = 0;
+  for (const Window& window : rows_.windows) tallest = std::max(tallest, window.count);
+  capacity_ = tallest - 1 + kMaxRows;
+  stride_ = static_cast<std::size_t>(row_bytes_ + kSlack);
+  narrowed_.resize(stride_ * static_cast<std::size_t>(capacity_));
+  finished_.resize(stride_);
+  window_rows_.resize(static_cast<std::size_t>(tallest + 3));
+}
+
+Area RowResizer::source() const { return {rows_.first, rows_.last, columns_.first, columns_.last}; }
+
+void RowResizer::push(const std::uint8_t* rows, std::size_t stride, int count) {
+  for (int y = 0; y < count; y += kRowsTogether) {
+    const std::uint8_t* in[kRowsTogether];
+    std::uint8_t* out[kRowsTogether];
+    for (int i = 0; i < kRowsTogether; ++i) {
+      const int row = std::min(y + i, count - 1);  // the last one again where there are too few
+      in[i] = rows + static_cast<std::size_t>(row) * stride;
+      out[i] = narrowed(pushed_ + row);
+    }
+    if (!columns_.weights.empty()) {
+      kernels_.horizontal(in, channels_, columns_.windows.data(),
+                          static_cast<int>(columns_.windows.size()), columns_.weights.data(), out);
+      continue;
+    }
+    for (int i = 0; i < kRowsTogether; ++i) {
+      if (channels_ == 1) {
+        copy_pixels<1>(in[i], columns_.windows, out[i]);
+      } else {
+        copy_pixels<3>(in[i], columns_.windows, out[i]);
+      }
+    }
   }
-  if (height == image.height && width == image.width) return image;
-  if (interpolation == Interpolation::kNearest) return nearest(image, height, width);
-  const Filter filter =
-      interpolation == Interpolation::kBilinear ? Filter{triangle, 1.0} : Filter{cubic, 2.0};
-  if (width == image.width) return vertical(image, height, filter);
-  Image narrowed = horizontal(image, width, filter);
-  return height == image.height ? narrowed : vertical(narrowed, height, filter);
+  pushed_ += count;
+}
+
+const std::uint8_t* RowResizer::next() {
+  if (static_cast<std::size_t>(made_) == rows_.windows.size()) return nullptr;
+  const Window& window = rows_.windows[static_cast<std::size_t>(made_)];
+  if (window.first + window.count > pushed_) return nullptr;
+  ++made_;
+  if (rows_.weights.empty()) return narrowed(window.first);
+  const int groups = (window.count + 3) / 4;
+  for (int i = 0; i < 4 * groups; ++i) {
+    // A weight of 0 takes any row.
+    window_rows_[static_cast<std::size_t>(i)] =
+        narrowed(window.first + std::min(i, window.count - 1));
+  }
+  kernels_.vertical(window_rows_.data(), rows_.weights.data() + window.weights, groups, row_bytes_,
+                    finished_.data());
+  return finished_.data();
 }
 
 }  // namespace quern

@@ -108,9 +108,8 @@ class NativeModel {
 
   std::vector<float> run_image(std::span<const std::uint8_t> file) {
     const quern::Preprocess& settings = model_->preprocess();
-    const quern::Image image = quern::decode(file, settings.mode);
     std::vector<float> input(static_cast<std::size_t>(quern::element_count(model_->input_shape())));
-    quern::preprocess(image, settings, model_->height(), model_->width(), input);
+    quern::prepare(file, settings, model_->height(), model_->width(), input);
     return run(input);
   }
 

@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "image/decode.h"
 #include "image/preprocess.h"
 #include "server/event_loop.h"
 #include "server/multipart.h"
@@ -51,10 +50,16 @@ Json prediction(const ServedModel& served, const Prediction& answer) {
 Json answer(ServedModel& served, const PredictRequest& request) {
   const Model& model = *served.model;
   const double start = monotonic_seconds();
-  const Image image = decode(image_bytes(request), model.preprocess().mode, request.max_pixels);
-  const double decoded = monotonic_seconds();
+  const std::span<const std::uint8_t> file = image_bytes(request);
   std::unique_ptr<Workspace> workspace = served.take_workspace();
-  preprocess(image, model.preprocess(), model.height(), model.width(), workspace->input);
+  PrepareTime times;
+  try {
+    times = prepare(file, model.preprocess(), model.height(), model.width(), workspace->input,
+                    request.max_pixels);
+  } catch (...) {
+    served.give_back(std::move(workspace));  // whoever sends bad images must not cost a new one
+    throw;
+  }
   const double prepared = monotonic_seconds();
   const std::span<const float> logits = workspace->session.logits(workspace->input);
   const std::vector<Prediction> best = top_k(softmax(logits), request.top);
@@ -64,8 +69,8 @@ Json answer(ServedModel& served, const PredictRequest& request) {
   result["predictions"] = Json::array();
   for (const Prediction& one : best) result["predictions"].push_back(prediction(served, one));
   result["release"] = served.release;
-  result["timing"] = {{"decode_ms", milliseconds(start, decoded)},
-                      {"preprocess_ms", milliseconds(decoded, prepared)},
+  result["timing"] = {{"decode_ms", milliseconds(0.0, times.decode)},
+                      {"preprocess_ms", milliseconds(0.0, times.resize)},
                       {"inference_ms", milliseconds(prepared, end)},
                       {"total_ms", milliseconds(start, end)}};
   if (request.with_logits) {
