@@ -1,8 +1,9 @@
 """What a prediction costs, beside its peers in the same run, in turn.
 
     python -m benchmarks.inference [--quick] [--output DIR] [--json FILE] [--only PART ...]
+                                   [--build DIR]
 
-A table is printed; DIR gets inference.json (or FILE, if given) and inference.png.
+A table is printed; benchmarks/results/ (or --output) gets inference.json and inference.png.
 
 Forwards are CPU time, one thread, float32, batch 1, each engine in a process of its own; ratios are
 medians of the ratios round by round. The floor is the network's multiply-adds at the peak of the
