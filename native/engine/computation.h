@@ -1,0 +1,81 @@
+// How operations are computed: after fusion (fusion.h) each becomes one Computation, made once when
+// the model is loaded, with shapes, attributes and weights bound and packed. Computations decide
+// what is computed on which rows; the loops inside are those of kernels/.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/graph.h"
+#include "engine/kernels/kernels.h"
+#include "engine/layout.h"
+#include "engine/operators.h"
+
+namespace quern {
+
+// A node, with the nodes after it that are computed along with it.
+struct Operation {
+  const Node* node = nullptr;
+  std::vector<std::size_t> inputs;  // values; those of the node, then the residual if there is one
+  std::size_t output = 0;           // value: that of the last node fused
+  bool has_residual = false;        // inputs.back() is added to the result, before the activation
+  Activation activation = Activation::kNone;
+  float slope = 0.0F;                // of kLeakyRelu
+  std::optional<std::size_t> means;  // value that gets each channel's mean over the output
+};
+
+struct Arguments {
+  std::span<const View> inputs;
+  View output;
+  float* means = nullptr;  // [blocks][16], where the operation has them
+  Rows rows;               // of the output, to be written; all of them where by_rows() is false
+  float* scratch = nullptr;  // scratch_floats() of them, aligned to 64 bytes
+};
+
+// Immutable, shared by all sessions. run() allocates nothing. For values and their memory see
+// layout.h. The graph's input alone is planar, [C][H][W]; only what reads_planar() may be given it.
+class Computation {
+ public:
+  virtual ~Computation() = default;
+
+  // Whether run() may be asked for a part of the rows, parts coming in order from row 0 on.
+  virtual bool by_rows() const { return false; }
+  // The rows of input 0 that these rows of the output are made from. Asked only of by_rows(); every
+  // other input is complete when the first rows are computed.
+  virtual Rows needs(Rows rows) const { return rows; }
+  // Whether the output may be the very memory of input 0 (then of the same extent).
+  virtual bool in_place() const { return false; }
+  virtual std::size_t scratch_floats() const { return 0; }
+  virtual void run(const Arguments& arguments) const = 0;
+};
+
+// The extent in memory of a value of that shape: [1, C, H, W] as it is, any other shape as so many
+// channels of one pixel.
+Extent extent_of(const Shape& shape);
+// The extent of a value of the graph.
+Extent extent_of(const Graph& graph, std::size_t value);
+
+// The computation of `operation` with the kernels of one instruction set; nothing in it refers to
+// the graph's tensors afterwards. Throws WeightsError where memory of the blocked layout would
+// exceed the bounds.
+std::unique_ptr<Computation> prepare(const Operation& operation, const Graph& graph,
+                                     const Kernels& kernels);
+
+// The families; each in a file of computations/.
+std::unique_ptr<Computation> prepare_convolution(const Operation& operation, const Graph& graph,
+                                                 const Kernels& kernels);
+std::unique_ptr<Computation> prepare_depthwise(const Operation& operation, const Graph& graph,
+                                               const Kernels& kernels);
+std::unique_ptr<Computation> prepare_elementwise(const Operation& operation, const Graph& graph,
+                                                 const Kernels& kernels);
+std::unique_ptr<Computation> prepare_pooling(const Operation& operation, const Graph& graph,
+                                             const Kernels& kernels);
+std::unique_ptr<Computation> prepare_reduction(const Operation& operation, const Graph& graph,
+                                               const Kernels& kernels);
+std::unique_ptr<Computation> prepare_data_movement(const Operation& operation, const Graph& graph,
+                                                   const Kernels& kernels);
+
+}  // namespace quern

@@ -1,0 +1,8 @@
+// The table of one instruction set.
+#include "engine/kernels/kernel_functions.h"
+
+namespace quern::QUERN_INSTRUCTIONS {
+
+const Kernels kKernels = {convolve, depthwise, pool, activate, combine, accumulate};
+
+}  // namespace quern::QUERN_INSTRUCTIONS

@@ -1,0 +1,98 @@
+// The inner loops, once per instruction set: plain functions on plain pointers. What is computed,
+// and on which rows, is decided by the operations above them (convolution.cc and its neighbours).
+#pragma once
+
+#include <cstdint>
+
+namespace quern {
+
+enum class Activation : std::uint8_t {
+  kNone,
+  kRelu,
+  kRelu6,
+  kLeakyRelu,  // by `slope`
+  kSilu,
+  kGelu,
+  kGeluTanh,
+  kHardswish,
+  kHardsigmoid,
+  kSigmoid,
+  kTanh,
+};
+
+enum class Arithmetic : std::uint8_t { kAdd, kSub, kMul };
+
+// Sums of products of input and weights for `rows` x `pixels` outputs of `blocks` blocks of
+// channels. One run is `run` (16, or 1 where the input is planar) input channels of one tap: the
+// input of pixel x is at input + y * input_row + offsets[i] + x * run.
+struct Convolve {
+  const float* input;
+  std::int64_t input_row;
+  const std::int64_t* offsets;
+  std::int64_t runs;
+  int run;
+  const float* weights;  // [blocks][runs][run][16]
+  const float* bias;     // [blocks][16]
+  const float* residual;  // added before the limits; nullptr: none. Same rows and pixels as output
+  std::int64_t residual_plane, residual_row;
+  float* output;
+  std::int64_t output_plane, output_row;
+  std::int64_t blocks, rows, pixels;
+  float low, high;  // limits of the output: ReLU and ReLU6
+};
+
+// One channel at a time, for one block of channels and the output rows [first, last).
+struct Depthwise {
+  const float* input;  // row 0 of the block
+  std::int64_t in_height, in_width;
+  const float* weights;  // [kernel_height][kernel_width][16]
+  const float* bias;     // [16]
+  float* output;         // row 0 of the block
+  std::int64_t out_width, first, last;
+  std::int64_t kernel_height, kernel_width;
+  std::int64_t stride_y, stride_x, dilation_y, dilation_x, top, left;
+  float low, high;
+};
+
+// The window of a pooling layer, for one block of channels and the output rows [first, last).
+struct Pool {
+  const float* input;
+  std::int64_t in_height, in_width;
+  float* output;
+  std::int64_t out_width, first, last;
+  std::int64_t kernel_height, kernel_width;
+  std::int64_t stride_y, stride_x, dilation_y, dilation_x, top, left;
+  bool maximum;              // else the average
+  bool count_padding;        // whether an average counts the padding
+  std::int64_t bottom, right;  // padding that is counted
+  std::int64_t divisor;      // of an average; 0: the count
+};
+
+struct Kernels {
+  void (*convolve)(const Convolve&);
+  void (*depthwise)(const Depthwise&);
+  void (*pool)(const Pool&);
+  // output = activation(input) on `count` floats, a multiple of 16; may be in place.
+  void (*activate)(Activation, float slope, const float* input, float* output, std::int64_t count);
+  // output = a (op) b, kept within [low, high], on `count` floats, a multiple of 16; b_step 16: as
+  // many of b; 0: one block of b for all. May be in place on a.
+  void (*combine)(Arithmetic, const float* a, const float* b, std::int64_t b_step, float low,
+                  float high, float* output, std::int64_t count);
+  // sums[16] += the sums over `pixels` pixels.
+  void (*accumulate)(const float* input, std::int64_t pixels, float* sums);
+};
+
+namespace scalar {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace neon {
+extern const Kernels kKernels;
+}
+
+}  // namespace quern
