@@ -324,8 +324,12 @@ def read_all(client: socket.socket) -> bytes:
         b"0\r\n\r\n",
     ],
 )
-def test_what_is_not_http(server: Running, request_bytes: bytes) -> None:
+@pytest.mark.parametrize("after_another", [False, True])
+def test_what_is_not_http(server: Running, request_bytes: bytes, after_another: bool) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        if after_another:
+            client.sendall(b"HEAD /health HTTP/1.1\r\n\r\n")
+            assert client.recv(65536).endswith(b"\r\n\r\n")
         client.sendall(request_bytes)
         head, _, body = read_all(client).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")

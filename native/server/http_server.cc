@@ -287,7 +287,9 @@ void HttpServer::own_words(evbuffer* output, const evbuffer_cb_info* info, void*
   constexpr std::string_view kPageEnd = "</HTML>\n";
   const std::size_t size = evbuffer_get_length(output);
   std::string page(size, '\0');
+  evbuffer_unfreeze(output, 1);  // frozen from the first write on, and then not even read
   evbuffer_copyout(output, page.data(), size);
+  evbuffer_freeze(output, 1);
   if (!page.ends_with(kPageEnd)) return;
   const int status = std::atoi(page.c_str() + std::strlen("HTTP/1.1 "));
   const std::string body = json_text(json_error(refusal(status))) + "\n";
