@@ -141,6 +141,13 @@ TEST_CASE("control characters of a name don't reach the message") {
   });
   CHECK_CONTAINS(text, "\"a?b\"");
   CHECK_CONTAINS(text, "\"warp\" is not known");
+  CHECK(in_quotes("a\x1b[1m\x7f") == "\"a?[1m?\"");
+  CHECK(in_quotes("a\u009b1m\u00e9\u0085") == "\"a?1m\u00e9?\"");
+}
+
+TEST_CASE("a long name is cut between characters") {
+  CHECK(in_quotes(std::string(119, 'x') + "\u00e9") == "\"" + std::string(119, 'x') + "…\"");
+  CHECK(in_quotes(std::string(118, 'x') + "\u00e9y") == "\"" + std::string(118, 'x') + "\u00e9…\"");
 }
 
 TEST_CASE("tensors that lie elsewhere") {
