@@ -21,19 +21,29 @@ struct Model::Parts {
 Model::Model(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Model::~Model() = default;
 
-std::shared_ptr<const Model> Model::load(const std::string& path) {
-  auto parts = std::make_unique<Parts>();
-  parts->file = read_weights_file(path);
+std::shared_ptr<const Model> Model::prepare(std::unique_ptr<Parts> parts) {
   const Graph& graph = parts->file.graph;
-  try {
-    parts->plan = plan_memory(graph);
-  } catch (const WeightsError& error) {
-    throw WeightsError(path + ": " + error.what());
-  }
+  parts->plan = plan_memory(graph);
   for (const Node& node : graph.nodes) {
     parts->kernels.push_back(node.op->prepare == nullptr ? nullptr : node.op->prepare(node, graph));
   }
   return std::shared_ptr<const Model>(new Model(std::move(parts)));
+}
+
+std::shared_ptr<const Model> Model::load(const std::string& path) {
+  auto parts = std::make_unique<Parts>();
+  parts->file = read_weights_file(path);
+  try {
+    return prepare(std::move(parts));
+  } catch (const WeightsError& error) {
+    throw WeightsError(path + ": " + error.what());
+  }
+}
+
+std::shared_ptr<const Model> Model::parse(std::span<const std::uint8_t> file) {
+  auto parts = std::make_unique<Parts>();
+  parts->file = parse_weights(file);
+  return prepare(std::move(parts));
 }
 
 const Shape& Model::input_shape() const { return parts_->file.graph.values[0].shape; }

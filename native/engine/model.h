@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -18,6 +19,8 @@ class Model {
  public:
   // Reads and checks a model_weights.bin. Throws WeightsError with one sentence that names `path`.
   static std::shared_ptr<const Model> load(const std::string& path);
+  // The same from a file's bytes (copied). Throws WeightsError with one sentence.
+  static std::shared_ptr<const Model> parse(std::span<const std::uint8_t> file);
 
   ~Model();
   Model(const Model&) = delete;
@@ -36,6 +39,7 @@ class Model {
   friend class Session;
   struct Parts;
   explicit Model(std::unique_ptr<Parts> parts);
+  static std::shared_ptr<const Model> prepare(std::unique_ptr<Parts> parts);
   std::unique_ptr<const Parts> parts_;
 };
 
