@@ -116,6 +116,13 @@ TEST_CASE("JSON that is none, or of another form") {
   CHECK_CONTAINS(with("[]"), "not an object");
   CHECK_CONTAINS(with("{}"), "has no");
   CHECK_CONTAINS(with(std::string(100'000, '[')), "nested too deeply");
+  CHECK_CONTAINS(with(R"({"\"[[[[[[[[[[[[":"]"})"), "unknown key");
+}
+
+TEST_CASE("a long header takes no longer than it is") {
+  std::string list = "[";  // with a time that grows by its square this test does not end
+  for (int i = 0; i < 1'000'000; ++i) list += "{},";
+  CHECK_CONTAINS(refusal(small_network().build_with(list + "1]")), "not an object");
 }
 
 TEST_CASE("keys that are missing, unknown or of another type") {
