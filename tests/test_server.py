@@ -339,6 +339,17 @@ def test_what_is_not_http(server: Running, request_bytes: bytes, after_another: 
     assert ask(server.port, "GET", "/health").status == 200
 
 
+@pytest.mark.parametrize("version", ["0.0", "0.9"])
+def test_a_version_without_lengths_is_refused(server: Running, version: str) -> None:
+    request = f"GET /health HTTP/{version}\r\nConnection: keep-alive\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(request.encode() * 2)
+        answer = read_all(client)
+    assert answer.startswith(f"HTTP/{version} 400 ".encode())
+    assert answer.count(b" 400 ") == 1
+    assert b"\r\nConnection: close" in answer
+
+
 def peak_bytes(pid: int) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
