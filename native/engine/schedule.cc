@@ -191,7 +191,9 @@ class Scheduler {
   std::int64_t rows_of_a_turn(const Chain& chain, std::int64_t height) const {
     if (chain.last - chain.first < 2) return height;
     // Floats of all that the chain touches, for one row of its last output.
-    std::int64_t floats = extent(operations_[chain.first].inputs[0]).floats();
+    const std::size_t input = operations_[chain.first].inputs[0];
+    std::int64_t floats =
+        input == 0 ? element_count(graph_.values[0].shape) : extent(input).floats();
     for (std::size_t i = chain.first; i < chain.last; ++i) {
       floats += extent(operations_[i].output).floats();
     }
