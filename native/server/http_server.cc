@@ -250,7 +250,12 @@ void HttpServer::request(evhttp_request* request) {
     exchange->reply(refused);
     return;
   }
-  handler_(exchange);
+  // libevent is C: an exception must not pass through it.
+  try {
+    handler_(exchange);
+  } catch (const std::exception& e) {
+    exchange->reply(error_reply(500, std::string("the request failed: ") + e.what()));
+  }
 }
 
 void HttpServer::answered(evhttp_request* request) {
