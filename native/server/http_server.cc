@@ -6,6 +6,7 @@
 #include <event2/http.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <stdexcept>
@@ -196,6 +197,7 @@ bufferevent* HttpServer::new_connection() {
   bufferevent* channel = bufferevent_socket_new(loop_.base(), -1, 0);
   if (channel == nullptr) return nullptr;
   bufferevent_incref(channel);
+  evbuffer_add_cb(bufferevent_get_input(channel), &HttpServer::read_on, channel);
   evbuffer_add_cb(bufferevent_get_output(channel), &HttpServer::own_words, this);
   fresh_.push_back(channel);
   event_active(adopt_.get(), EV_TIMEOUT, 0);  // runs before the loop looks at any socket again
@@ -283,6 +285,24 @@ void HttpServer::drain(Idle idle, std::function<void()> drained) {
   } else {
     drained_ = std::move(drained);
   }
+}
+
+// libevent 2.1 reads 4 KiB at a time, each with a turn of the loop. Where that was filled, more has
+// arrived, and is read at once: for a photograph a few system calls instead of a hundred.
+void HttpServer::read_on(evbuffer* input, const evbuffer_cb_info* info, void* channel) {
+  constexpr std::size_t kLibeventReads = 4096;
+  constexpr std::size_t kMore = 60 * 1024;  // libevent makes it 64 KiB with its own header
+  static bool reading = false;              // what is committed here comes as a call of its own
+  if (reading || info->n_added != kLibeventReads) return;
+  evbuffer_iovec space{};
+  if (evbuffer_reserve_space(input, kMore, &space, 1) != 1) return;
+  const ssize_t got =
+      read(bufferevent_getfd(static_cast<bufferevent*>(channel)), space.iov_base, kMore);
+  if (got <= 0) return;  // nothing yet, or an end that libevent will see itself
+  space.iov_len = static_cast<std::size_t>(got);
+  reading = true;
+  evbuffer_commit_space(input, &space, 1);
+  reading = false;
 }
 
 // What evhttp refuses by itself it answers with a page of HTML, and 2.1 has no hook for it

@@ -107,6 +107,7 @@ class HttpServer {
   void answered(evhttp_request* request);
   void close_unless_busy(double since);
   void listen_when_below_limit();
+  static void read_on(evbuffer* input, const evbuffer_cb_info* info, void* channel);
   static void own_words(evbuffer* output, const evbuffer_cb_info* info, void* self);
 
   EventLoop& loop_;
