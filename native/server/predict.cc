@@ -65,9 +65,9 @@ Json answer(ServedModel& served, const PredictRequest& request) {
   for (const Prediction& one : best) result["predictions"].push_back(prediction(served, one));
   result["release"] = served.release;
   result["timing"] = {{"decode_ms", milliseconds(start, decoded)},
-                      {"preprocess_ms", milliseconds(decoded, prepared)},
+                      {"resize_ms", milliseconds(decoded, prepared)},
                       {"inference_ms", milliseconds(prepared, end)},
-                      {"total_ms", milliseconds(start, end)}};
+                      {"total_ms", milliseconds(request.started, end)}};
   if (request.with_logits) {
     result["logits"] = Json::array();
     for (const float logit : logits) result["logits"].push_back(float_number(logit));
