@@ -79,7 +79,8 @@ Exchange::Exchange(HttpServer& server, evhttp_request* request)
     : server_(server), request_(request), started_(monotonic_seconds()) {
   evbuffer* input = evhttp_request_get_input_buffer(request);
   const std::size_t size = evbuffer_get_length(input);
-  if (size > 0) body_ = {evbuffer_pullup(input, -1), size};
+  const std::uint8_t* bytes = size == 0 ? nullptr : evbuffer_pullup(input, -1);
+  if (bytes != nullptr) body_ = {bytes, size};  // nullptr when memory is short: no body
 }
 
 std::string Exchange::method() const {
