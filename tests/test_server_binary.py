@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.native_build import Binaries, programs
 from tests.native_module import native
-from tests.server_world import Running, ask, listening_port, running, write_model
+from tests.server_world import Running, ask, serving
 from tests.test_image import FILES
 
 __all__ = ["native"]
@@ -30,11 +31,7 @@ def binaries() -> Binaries:
 
 @pytest.fixture(scope="module")
 def server(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    directory = tmp_path_factory.mktemp("server")
-    weights, names = write_model(directory)
-    command = [str(binaries.server), "--port", "0", "--weights", str(weights)]
-    with running([*command, "--classes", str(names)], directory / "log") as run:
-        listening_port(run)
+    with serving(binaries.server, tmp_path_factory.mktemp("server")) as run:
         yield run
 
 
@@ -48,6 +45,14 @@ def test_size_and_what_it_needs(binaries: Binaries) -> None:
     needed = re.findall(r"\(NEEDED\).*\[(.+)\.so", done.stdout)
     assert needed
     assert [name for name in needed if not re.fullmatch(SYSTEM, name)] == []
+
+
+def test_the_decoder_s_simd_cannot_be_turned_off(binaries: Binaries, tmp_path: Path) -> None:
+    """There is no other decoder in the binary."""
+    content = FILES["JPEG 4:2:0"]()
+    with serving(binaries.server, tmp_path, environment={"JSIMD_FORCENONE": "1"}) as run:
+        answer = ask(run.port, "POST", "/predict", content, {"Content-Type": "image/jpeg"})
+        assert answer.status == 200
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")

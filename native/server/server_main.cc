@@ -83,6 +83,7 @@ void serve(const Options& options) {
 
 int main(int argc, char** argv) {
   keep_little_freed_memory();
+  unsetenv("JSIMD_FORCENONE");  // libjpeg-turbo without SIMD is not linked in (stand_ins.cc)
   set_program_name("quern-server");
   signal(SIGPIPE, SIG_IGN);
   event_set_log_callback([](int severity, const char* message) {

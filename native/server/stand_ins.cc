@@ -1,11 +1,11 @@
-// libjpeg's and libpng's decoders name functions of the encoders beside them and of ways to decode
-// that we never ask for, and a static link takes each such function's whole file: 240 kB. These
-// take their place. They are weak: where a library has other names, or needs a file anyway, its own
-// function is linked and nothing changes but the size.
+// Stand-ins for parts of the C libraries that the server never uses. libjpeg's and libpng's
+// decoders name functions of the encoders beside them and of ways to decode that we never ask for,
+// and a static link takes each such function's whole file: 260 kB in all. These take their place,
+// and end the program if they are ever called. They are weak: where a library has other names, or
+// needs a file anyway, its own function is linked and nothing changes but the size.
 //
-// x86-64 only, where libjpeg-turbo's table of SIMD functions (jsimd.c) is one object with a table
-// of 98 kB for the Huffman encoder behind it.
-#if defined(__x86_64__) && defined(__ELF__)
+// Compiled where libjpeg is libjpeg-turbo for x86-64 with its SIMD functions. It names all of these
+// in one file (jsimd.c), the Huffman encoder's with their table of 98 kB among them.
 #include <cstdlib>
 
 extern "C" [[noreturn]] void quern_not_linked() noexcept { std::abort(); }
@@ -72,9 +72,27 @@ STAND_IN(jconst_idct_red_sse2)
 STAND_IN(jsimd_idct_2x2_sse2)
 STAND_IN(jsimd_idct_4x4_sse2)
 
+// libjpeg, transforms to other sizes, in one file with the one without SIMD: every x86-64 has SSE2
+// (server_main.cc sees to the variable that would turn it off).
+STAND_IN(jpeg_idct_islow)
+STAND_IN(jpeg_idct_3x3)
+STAND_IN(jpeg_idct_5x5)
+STAND_IN(jpeg_idct_6x6)
+STAND_IN(jpeg_idct_7x7)
+STAND_IN(jpeg_idct_9x9)
+STAND_IN(jpeg_idct_10x10)
+STAND_IN(jpeg_idct_11x11)
+STAND_IN(jpeg_idct_12x12)
+STAND_IN(jpeg_idct_13x13)
+STAND_IN(jpeg_idct_14x14)
+STAND_IN(jpeg_idct_15x15)
+STAND_IN(jpeg_idct_16x16)
+
 // libpng, encoder, and behind it zlib's.
 STAND_IN(png_destroy_write_struct)
 STAND_IN(png_free_buffer_list)
 STAND_IN(png_save_uint_32)
 
-#endif
+// libevent, kinds of bufferevent other than sockets, which only their addresses tell apart.
+STAND_IN(bufferevent_ops_filter)
+STAND_IN(bufferevent_ops_pair)
