@@ -324,8 +324,12 @@ def read_all(client: socket.socket) -> bytes:
         b"0\r\n\r\n",
     ],
 )
-def test_what_is_not_http(server: Running, request_bytes: bytes) -> None:
+@pytest.mark.parametrize("after_another", [False, True])
+def test_what_is_not_http(server: Running, request_bytes: bytes, after_another: bool) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        if after_another:
+            client.sendall(b"HEAD /health HTTP/1.1\r\n\r\n")
+            assert client.recv(65536).endswith(b"\r\n\r\n")
         client.sendall(request_bytes)
         head, _, body = read_all(client).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
@@ -333,6 +337,17 @@ def test_what_is_not_http(server: Running, request_bytes: bytes) -> None:
     assert b"\r\nConnection: close" in head
     assert set(json.loads(body)) == {"error"}
     assert ask(server.port, "GET", "/health").status == 200
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.9"])
+def test_a_version_without_lengths_is_refused(server: Running, version: str) -> None:
+    request = f"GET /health HTTP/{version}\r\nConnection: keep-alive\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(request.encode() * 2)
+        answer = read_all(client)
+    assert answer.startswith(f"HTTP/{version} 400 ".encode())
+    assert answer.count(b" 400 ") == 1
+    assert b"\r\nConnection: close" in answer
 
 
 def peak_bytes(pid: int) -> int:

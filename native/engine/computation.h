@@ -18,7 +18,7 @@ namespace quern {
 
 // A node, with the nodes after it that are computed along with it.
 struct Operation {
-  const Node* node = nullptr;
+  const Node* node = nullptr;  // nullptr: the graph's planar input is turned into blocks
   std::vector<std::size_t> inputs;  // values; those of the node, then the residual if there is one
   std::size_t output = 0;           // value: that of the last node fused
   bool has_residual = false;        // inputs.back() is added to the result, before the activation
@@ -36,7 +36,8 @@ struct Arguments {
 };
 
 // Immutable, shared by all sessions. run() allocates nothing. For values and their memory see
-// layout.h. The graph's input alone is planar, [C][H][W]; only what reads_planar() may be given it.
+// layout.h. The graph's input alone is planar, [C][H][W], and only given to nodes that
+// reads_planar() names.
 class Computation {
  public:
   virtual ~Computation() = default;
@@ -49,6 +50,7 @@ class Computation {
   // Whether the output may be the very memory of input 0 (then of the same extent).
   virtual bool in_place() const { return false; }
   virtual std::size_t scratch_floats() const { return 0; }
+  virtual std::size_t weight_floats() const { return 0; }  // held by the computation
   virtual void run(const Arguments& arguments) const = 0;
 };
 
@@ -58,11 +60,17 @@ Extent extent_of(const Shape& shape);
 // The extent of a value of the graph.
 Extent extent_of(const Graph& graph, std::size_t value);
 
+// Whether a node may be given the graph's planar input.
+bool reads_planar(const Node& node, const Graph& graph);
+
 // The computation of `operation` with the kernels of one instruction set; nothing in it refers to
 // the graph's tensors afterwards. Throws WeightsError where memory of the blocked layout would
 // exceed the bounds.
 std::unique_ptr<Computation> prepare(const Operation& operation, const Graph& graph,
                                      const Kernels& kernels);
+
+// A step that no node asks for: the graph's planar input [1, C, H, W] turned into blocks.
+std::unique_ptr<Computation> prepare_packing(const Shape& shape);
 
 // The families; each in a file of computations/.
 std::unique_ptr<Computation> prepare_convolution(const Operation& operation, const Graph& graph,

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "engine/graph.h"
+#include "engine/instructions.h"
 #include "image/preprocess.h"
 
 namespace quern {
@@ -17,7 +19,11 @@ namespace quern {
 class Model {
  public:
   // Reads and checks a model_weights.bin. Throws WeightsError with one sentence that names `path`.
-  static std::shared_ptr<const Model> load(const std::string& path);
+  static std::shared_ptr<const Model> load(
+      const std::string& path, InstructionSet instructions = best_instruction_set());
+  // The same from a file's bytes (copied). Throws WeightsError with one sentence.
+  static std::shared_ptr<const Model> parse(
+      std::span<const std::uint8_t> file, InstructionSet instructions = best_instruction_set());
 
   ~Model();
   Model(const Model&) = delete;
@@ -30,12 +36,14 @@ class Model {
   const std::vector<std::string>& classes() const;  // labels, in the order of the logits
   const Preprocess& preprocess() const;
   const std::string& weights_digest() const;  // of the whole file's bytes as read
+  InstructionSet instructions() const;
   std::size_t session_bytes() const;          // what each Session allocates
 
  private:
   friend class Session;
   struct Parts;
   explicit Model(std::unique_ptr<Parts> parts);
+  static std::shared_ptr<const Model> prepare(std::unique_ptr<Parts> parts);
   std::unique_ptr<const Parts> parts_;
 };
 

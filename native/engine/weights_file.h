@@ -30,6 +30,10 @@ struct WeightsFile {
   std::string digest;  // xxh3_128 of the whole file's bytes as read
 
   AlignedFloats bytes;  // the file, tensors turned to native byte order in place: graph points here
+
+  // Frees what only the preparation of a model needs: all but the input's shape, the preprocessing
+  // and the classes.
+  void release_tensors();
 };
 
 // Reads the regular file `path` once. Throws WeightsError: "<path>: <sentence>".

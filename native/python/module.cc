@@ -51,11 +51,21 @@ py::array_t<std::uint8_t> array_of(const quern::Image& image) {
   return array;
 }
 
+quern::InstructionSet instructions_of(const std::string& name) {
+  if (name.empty()) return quern::best_instruction_set();
+  std::string known;
+  for (const quern::InstructionSet set : quern::instruction_sets()) {
+    if (quern::name_of(set) == name) return set;
+    known += (known.empty() ? "" : ", ") + std::string(quern::name_of(set));
+  }
+  throw std::invalid_argument("instructions \"" + name + "\" are not this CPU's: it has " + known);
+}
+
 // A model with one session. Threads take turns at it; the GIL is released while it computes.
 class NativeModel {
  public:
-  explicit NativeModel(const std::string& path)
-      : model_(quern::Model::load(path)), session_(model_) {}
+  NativeModel(const std::string& path, const std::string& instructions)
+      : model_(quern::Model::load(path, instructions_of(instructions))), session_(model_) {}
 
   const quern::Model& model() const { return *model_; }
 
@@ -176,8 +186,10 @@ PYBIND11_MODULE(quern_native, module) {
   py::class_<NativeModel>(module, "Model",
                           "A network read from model_weights.bin.\n\n"
                           "One forward pass runs at a time; the GIL is released meanwhile.")
-      .def(py::init<const std::string&>(), py::arg("path"),
-           "Read and check the file. ValueError: what is wrong with it, in one sentence.")
+      .def(py::init<const std::string&, const std::string&>(), py::arg("path"),
+           py::arg("instructions") = "",
+           "Read and check the file; `instructions` is one of instruction_sets(), the best if\n"
+           "left out. ValueError: what is wrong, in one sentence.")
       .def("logits", &NativeModel::logits, py::arg("input"),
            "float32 [C, H, W] or [1, C, H, W], already preprocessed -> float32 [classes].\n\n"
            "A C-contiguous input is not copied. ValueError: another dtype or shape.")
@@ -192,12 +204,28 @@ PYBIND11_MODULE(quern_native, module) {
           "input_shape", [](const NativeModel& self) { return self.model().input_shape(); },
           "[1, C, H, W]")
       .def_property_readonly(
+          "instructions",
+          [](const NativeModel& self) {
+            return std::string(quern::name_of(self.model().instructions()));
+          },
+          "The instruction set it runs with.")
+      .def_property_readonly(
           "classes", [](const NativeModel& self) { return self.model().classes(); },
           "The class labels, in the order of the logits.")
       .def_property_readonly(
           "weights_digest", [](const NativeModel& self) { return self.model().weights_digest(); },
           "xxh3_128 of the file, 32 hex digits.");
 
+  module.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (const quern::InstructionSet set : quern::instruction_sets()) {
+          names.emplace_back(quern::name_of(set));
+        }
+        return names;
+      },
+      "Names of the instruction sets that this CPU runs, the fastest last.");
   module.def("decode", &decode, py::arg("file"), py::arg("mode"),
              py::arg("max_pixels") = quern::kDefaultMaxPixels,
              "The bytes of a JPEG or PNG file -> uint8 [H, W] for mode \"L\", [H, W, 3] for\n"

@@ -4,6 +4,7 @@
 #include <event2/bufferevent.h>
 #include <event2/event.h>
 #include <event2/http.h>
+#include <event2/http_struct.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
 
@@ -241,13 +242,21 @@ void HttpServer::request(evhttp_request* request) {
   const auto found = connections_.find(evhttp_request_get_connection(request));
   if (found != connections_.end()) found->second.busy = true;
   const auto exchange = std::make_shared<Exchange>(*this, request);
+  const auto refuse_and_close = [&](const char* sentence) {
+    Reply refused = error_reply(400, sentence);
+    refused.headers.emplace_back("Connection", "close");
+    exchange->reply(refused);
+  };
+  // evhttp answers HTTP/0.9 on a connection that stays open and doesn't say where an answer ends.
+  if (request->major != 1) {
+    refuse_and_close("only HTTP/1.0 and HTTP/1.1 are answered");
+    return;
+  }
   // evhttp reads only "chunked" and ignores a Content-Length beside it; whoever sends anything
   // else may mean another end of the request than we see.
   const std::string coding = exchange->header("Transfer-Encoding");
   if (!coding.empty() && (coding != "chunked" || !exchange->header("Content-Length").empty())) {
-    Reply refused = error_reply(400, "Transfer-Encoding must be chunked, without Content-Length");
-    refused.headers.emplace_back("Connection", "close");
-    exchange->reply(refused);
+    refuse_and_close("Transfer-Encoding must be chunked, without Content-Length");
     return;
   }
   handler_(exchange);
@@ -287,7 +296,9 @@ void HttpServer::own_words(evbuffer* output, const evbuffer_cb_info* info, void*
   constexpr std::string_view kPageEnd = "</HTML>\n";
   const std::size_t size = evbuffer_get_length(output);
   std::string page(size, '\0');
+  evbuffer_unfreeze(output, 1);  // frozen from the first write on, and then not even read
   evbuffer_copyout(output, page.data(), size);
+  evbuffer_freeze(output, 1);
   if (!page.ends_with(kPageEnd)) return;
   const int status = std::atoi(page.c_str() + std::strlen("HTTP/1.1 "));
   const std::string body = json_text(json_error(refusal(status))) + "\n";

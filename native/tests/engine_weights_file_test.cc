@@ -116,6 +116,13 @@ TEST_CASE("JSON that is none, or of another form") {
   CHECK_CONTAINS(with("[]"), "not an object");
   CHECK_CONTAINS(with("{}"), "has no");
   CHECK_CONTAINS(with(std::string(100'000, '[')), "nested too deeply");
+  CHECK_CONTAINS(with(R"({"\"[[[[[[[[[[[[":"]"})"), "unknown key");
+}
+
+TEST_CASE("a long header takes no longer than it is") {
+  std::string list = "[";  // with a time that grows by its square this test does not end
+  for (int i = 0; i < 1'000'000; ++i) list += "{},";
+  CHECK_CONTAINS(refusal(small_network().build_with(list + "1]")), "not an object");
 }
 
 TEST_CASE("keys that are missing, unknown or of another type") {
@@ -141,6 +148,13 @@ TEST_CASE("control characters of a name don't reach the message") {
   });
   CHECK_CONTAINS(text, "\"a?b\"");
   CHECK_CONTAINS(text, "\"warp\" is not known");
+  CHECK(in_quotes("a\x1b[1m\x7f") == "\"a?[1m?\"");
+  CHECK(in_quotes("a\u009b1m\u00e9\u0085") == "\"a?1m\u00e9?\"");
+}
+
+TEST_CASE("a long name is cut between characters") {
+  CHECK(in_quotes(std::string(119, 'x') + "\u00e9") == "\"" + std::string(119, 'x') + "…\"");
+  CHECK(in_quotes(std::string(118, 'x') + "\u00e9y") == "\"" + std::string(118, 'x') + "\u00e9…\"");
 }
 
 TEST_CASE("tensors that lie elsewhere") {

@@ -18,7 +18,7 @@ constexpr int kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kRegisters = 16;
-#elif defined(__ARM_NEON)
+#elif defined(__ARM_NEON) && !defined(QUERN_SCALAR)
 constexpr int kLanes = 4;
 constexpr int kRegisters = 32;
 #else

@@ -1,0 +1,360 @@
+// conv2d and linear, as a matrix product over the input where it lies. A 1x1 convolution reads the
+// value itself; any other copies the rows it needs, with their padding, to scratch, and with a
+// stride in x sorts the columns by their remainder, so that neighbouring outputs always read
+// neighbouring pixels. Groups are blocks of input channels that a block of output channels reads;
+// where groups are narrower than a block, the other channels' weights are zeros.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "engine/aligned.h"
+#include "engine/computation.h"
+
+namespace quern {
+namespace {
+
+constexpr std::int64_t kMostWeights = std::int64_t{1} << 28;  // 1 GiB
+// Of the copied rows: they and the weights of a tile should stay in a second-level cache.
+constexpr std::int64_t kCopiedFloats = 48 * 1024;
+// Blocks of output channels that are finished (activation, means) while still in the first-level
+// cache: as many as the widest tile has.
+constexpr std::int64_t kTogether = 4;
+
+struct Shape2d {
+  std::int64_t y, x;
+};
+
+struct Geometry {
+  Extent in, out;
+  std::int64_t groups = 1;
+  Shape2d kernel = {1, 1}, stride = {1, 1}, dilation = {1, 1};
+  std::int64_t top = 0, left = 0;
+  bool planar = false;  // the input is the graph's own
+
+  bool reads_in_place() const {
+    return !planar && kernel.y == 1 && kernel.x == 1 && stride.y == 1 && stride.x == 1 &&
+           in.height == out.height && in.width == out.width && top == 0 && left == 0;
+  }
+};
+
+Geometry geometry_of(const Operation& operation, const Graph& graph) {
+  const Node& node = *operation.node;
+  Geometry g;
+  g.in = extent_of(graph, operation.inputs[0]);
+  g.out = extent_of(graph, operation.output);
+  g.planar = operation.inputs[0] == 0;
+  if (node.op->kind == OpKind::kLinear) return g;
+  const Shape& weight = tensor(node, graph, "weight").shape;
+  const auto& stride = integers(node, "stride");
+  const auto& dilation = integers(node, "dilation");
+  const auto& padding = integers(node, "padding");
+  g.groups = integer(node, "groups");
+  g.kernel = {weight[2], weight[3]};
+  g.stride = {stride[0], stride[1]};
+  g.dilation = {dilation[0], dilation[1]};
+  g.top = padding[0];
+  g.left = padding[1];
+  return g;
+}
+
+// Consecutive blocks of output channels that read the same blocks of input channels.
+struct Section {
+  std::int64_t first = 0, blocks = 0;              // of output channels
+  std::int64_t first_input = 0, input_blocks = 0;  // planar: channels
+  std::int64_t weights = 0;                        // index of the first
+};
+
+class Convolution final : public Computation {
+ public:
+  Convolution(const Operation& operation, const Graph& graph, const Kernels& kernels)
+      : kernels_(kernels),
+        g_(geometry_of(operation, graph)),
+        activation_(operation.activation),
+        slope_(operation.slope),
+        has_residual_(operation.has_residual) {
+    unit_ = g_.planar ? 1 : kBlock;
+    pack(*operation.node, graph);
+    if (g_.reads_in_place()) return;
+    columns_ = ((g_.out.width - 1) * g_.stride.x + (g_.kernel.x - 1) * g_.dilation.x + 1 +
+                g_.stride.x - 1) /
+               g_.stride.x;
+    const std::int64_t input_units = g_.planar ? g_.in.channels : g_.in.blocks();
+    const std::int64_t row = input_units * copied_row();
+    const auto rows_in = [&](std::int64_t rows) {
+      return (rows - 1) * g_.stride.y + (g_.kernel.y - 1) * g_.dilation.y + 1;
+    };
+    rows_ = 1;
+    while (rows_ < g_.out.height && rows_in(rows_ + 1) * row <= kCopiedFloats) ++rows_;
+    // Parts of one size.
+    const std::int64_t parts = (g_.out.height + rows_ - 1) / rows_;
+    rows_ = (g_.out.height + parts - 1) / parts;
+    copied_rows_ = rows_in(rows_);
+    copied_floats_ = (copied_rows_ * row + kBlock - 1) / kBlock * kBlock;
+    for (const Section& section : sections_) {
+      for_each_run(section, [&](std::int64_t input, std::int64_t y, std::int64_t x) {
+        const std::int64_t column = x * g_.dilation.x;
+        offsets_.push_back((input * copied_rows_ + y * g_.dilation.y) * copied_row() +
+                           (column % g_.stride.x * columns_ + column / g_.stride.x) * unit_);
+      });
+    }
+  }
+
+  bool by_rows() const override { return true; }
+
+  Rows needs(Rows rows) const override {
+    const std::int64_t first = rows.first * g_.stride.y - g_.top;
+    const std::int64_t last =
+        (rows.last - 1) * g_.stride.y - g_.top + (g_.kernel.y - 1) * g_.dilation.y + 1;
+    const std::int64_t begin = std::clamp<std::int64_t>(first, 0, g_.in.height);
+    return {begin, std::clamp<std::int64_t>(last, begin, g_.in.height)};
+  }
+
+  std::size_t scratch_floats() const override {
+    if (!g_.reads_in_place()) return static_cast<std::size_t>(copied_floats_);
+    return static_cast<std::size_t>(g_.in.blocks()) * sizeof(std::int64_t) / sizeof(float);
+  }
+
+  std::size_t weight_floats() const override { return weight_floats_; }
+
+  void run(const Arguments& arguments) const override {
+    if (arguments.means != nullptr && arguments.rows.first == 0) {
+      std::fill_n(arguments.means, g_.out.blocks() * kBlock, 0.0F);
+    }
+    if (g_.reads_in_place()) {
+      run_in_place(arguments);
+    } else {
+      for (std::int64_t y = arguments.rows.first; y < arguments.rows.last; y += rows_) {
+        run_copied(arguments, {y, std::min(y + rows_, arguments.rows.last)});
+      }
+    }
+    if (arguments.means != nullptr && arguments.rows.last == g_.out.height) {
+      const float scale = 1.0F / static_cast<float>(g_.out.height * g_.out.width);
+      for (std::int64_t i = 0; i < g_.out.blocks() * kBlock; ++i) arguments.means[i] *= scale;
+    }
+  }
+
+ private:
+  std::int64_t copied_row() const { return g_.stride.x * columns_ * unit_; }
+
+  template <typename Function>
+  void for_each_run(const Section& section, Function function) const {
+    for (std::int64_t i = 0; i < section.input_blocks; ++i) {
+      for (std::int64_t y = 0; y < g_.kernel.y; ++y) {
+        for (std::int64_t x = 0; x < g_.kernel.x; ++x) function(section.first_input + i, y, x);
+      }
+    }
+  }
+
+  std::int64_t runs(const Section& section) const {
+    return section.input_blocks * g_.kernel.y * g_.kernel.x;
+  }
+
+  // The sections, and the weights in the order in which a tile reads them.
+  void pack(const Node& node, const Graph& graph) {
+    const Tensor& weight = tensor(node, graph, "weight");
+    const Tensor& bias = tensor(node, graph, "bias");
+    const std::int64_t outputs = g_.out.channels / g_.groups;  // of a group
+    const std::int64_t inputs = g_.in.channels / g_.groups;
+    std::int64_t floats = 0;
+    for (std::int64_t block = 0; block < g_.out.blocks(); ++block) {
+      const std::int64_t last = std::min((block + 1) * kBlock, g_.out.channels) - 1;
+      const std::int64_t first_channel = block * kBlock / outputs * inputs;
+      const std::int64_t end_channel = (last / outputs + 1) * inputs;
+      const std::int64_t unit = g_.planar ? 1 : kBlock;
+      Section section = {block, 1, first_channel / unit, 0, floats};
+      section.input_blocks = (end_channel + unit - 1) / unit - section.first_input;
+      floats += runs(section) * unit_ * kBlock;
+      if (floats > kMostWeights) {
+        refuse(node, "its weights take more than 1 GiB in the engine's layout");
+      }
+      if (!sections_.empty() && sections_.back().first_input == section.first_input &&
+          sections_.back().input_blocks == section.input_blocks) {
+        ++sections_.back().blocks;
+      } else {
+        sections_.push_back(section);
+      }
+    }
+    weight_floats_ = static_cast<std::size_t>(floats);
+    weights_ = allocate_floats(weight_floats_);
+    bias_ = allocate_floats(static_cast<std::size_t>(g_.out.blocks() * kBlock));
+    float* to = weights_.get();
+    for (const Section& section : sections_) {
+      for (std::int64_t block = section.first; block < section.first + section.blocks; ++block) {
+        for_each_run(section, [&](std::int64_t input, std::int64_t y, std::int64_t x) {
+          for (std::int64_t k = 0; k < unit_; ++k) {
+            const std::int64_t channel = input * unit_ + k;
+            for (std::int64_t o = block * kBlock; o < (block + 1) * kBlock; ++o) {
+              const std::int64_t in_group = channel - o / outputs * inputs;
+              const bool there = o < g_.out.channels && in_group >= 0 && in_group < inputs;
+              *to++ = there ? weight.data[static_cast<std::size_t>(
+                                  ((o * inputs + in_group) * g_.kernel.y + y) * g_.kernel.x + x)]
+                            : 0.0F;
+            }
+          }
+        });
+      }
+    }
+    for (std::int64_t o = 0; o < g_.out.blocks() * kBlock; ++o) {
+      bias_[static_cast<std::size_t>(o)] =
+          o < g_.out.channels ? bias.data[static_cast<std::size_t>(o)] : 0.0F;
+    }
+  }
+
+  void run_in_place(const Arguments& arguments) const {
+    const View& in = arguments.inputs[0];
+    auto* const offsets = reinterpret_cast<std::int64_t*>(arguments.scratch);
+    for (std::int64_t i = 0; i < g_.in.blocks(); ++i) offsets[i] = i * in.plane;
+    // Rows follow each other without a gap: they are one long row.
+    const std::int64_t pixels = (arguments.rows.last - arguments.rows.first) * g_.out.width;
+    for (const Section& section : sections_) {
+      convolve(arguments, section, in.data + arguments.rows.first * g_.in.row(), 0,
+               offsets + section.first_input, arguments.rows, 1, pixels);
+    }
+  }
+
+  void run_copied(const Arguments& arguments, Rows rows) const {
+    copy(arguments.inputs[0], rows, arguments.scratch);
+    const std::int64_t* offsets = offsets_.data();
+    for (const Section& section : sections_) {
+      convolve(arguments, section, arguments.scratch, g_.stride.y * copied_row(), offsets, rows,
+               rows.last - rows.first, g_.out.width);
+      offsets += runs(section);
+    }
+  }
+
+  void convolve(const Arguments& arguments, const Section& section, const float* input,
+                std::int64_t input_row, const std::int64_t* offsets, Rows rows, std::int64_t count,
+                std::int64_t pixels) const {
+    const View& out = arguments.output;
+    Convolve c = {};
+    c.input = input;
+    c.input_row = input_row;
+    c.offsets = offsets;
+    c.runs = runs(section);
+    c.run = static_cast<int>(unit_);
+    c.residual_row = c.output_row = g_.out.row();
+    c.output_plane = out.plane;
+    c.rows = count;
+    c.pixels = pixels;
+    c.low = activation_ == Activation::kRelu || activation_ == Activation::kRelu6
+                ? 0.0F
+                : -std::numeric_limits<float>::infinity();
+    c.high = activation_ == Activation::kRelu6 ? 6.0F : std::numeric_limits<float>::infinity();
+    for (std::int64_t done = 0; done < section.blocks; done += kTogether) {
+      const std::int64_t block = section.first + done;
+      c.blocks = std::min(kTogether, section.blocks - done);
+      c.weights = weights_.get() + section.weights + done * c.runs * unit_ * kBlock;
+      c.bias = bias_.get() + block * kBlock;
+      c.output = out.data + block * out.plane + rows.first * g_.out.row();
+      if (has_residual_) {
+        const View& residual = arguments.inputs.back();
+        c.residual = residual.data + block * residual.plane + rows.first * g_.out.row();
+        c.residual_plane = residual.plane;
+      }
+      kernels_.convolve(c);
+      finish(arguments, block, c.blocks, rows);
+    }
+  }
+
+  // What a tile doesn't do, while its output is still in the cache.
+  void finish(const Arguments& arguments, std::int64_t first, std::int64_t blocks,
+              Rows rows) const {
+    const bool limited = activation_ == Activation::kNone || activation_ == Activation::kRelu ||
+                         activation_ == Activation::kRelu6;
+    if (limited && arguments.means == nullptr) return;
+    const std::int64_t pixels = (rows.last - rows.first) * g_.out.width;
+    for (std::int64_t block = first; block < first + blocks; ++block) {
+      float* output =
+          arguments.output.data + block * arguments.output.plane + rows.first * g_.out.row();
+      if (!limited) kernels_.activate(activation_, slope_, output, output, pixels * kBlock);
+      if (arguments.means != nullptr) {
+        kernels_.accumulate(output, pixels, arguments.means + block * kBlock);
+      }
+    }
+  }
+
+  // The input rows that the output rows are made from, zeros around them.
+  void copy(const View& in, Rows rows, float* to) const {
+    const std::int64_t inputs = g_.planar ? g_.in.channels : g_.in.blocks();
+    const std::int64_t width = g_.in.width;
+    const std::int64_t top = rows.first * g_.stride.y - g_.top;
+    const std::int64_t count =
+        (rows.last - rows.first - 1) * g_.stride.y + (g_.kernel.y - 1) * g_.dilation.y + 1;
+    for (std::int64_t i = 0; i < inputs; ++i) {
+      float* row = to + i * copied_rows_ * copied_row();
+      for (std::int64_t y = 0; y < count; ++y, row += copied_row()) {
+        if (!reads_row(y)) continue;
+        const bool inside = top + y >= 0 && top + y < g_.in.height;
+        const float* from = in.data + i * in.plane + (top + y) * width * unit_;
+        for (std::int64_t phase = 0; phase < g_.stride.x; ++phase) {
+          if (!reads_phase(phase)) continue;
+          float* const columns = row + phase * columns_ * unit_;
+          if (!inside) {
+            std::fill_n(columns, columns_ * unit_, 0.0F);
+          } else if (unit_ == kBlock) {
+            copy_columns<kBlock>(from, phase, columns);
+          } else {
+            copy_columns<1>(from, phase, columns);
+          }
+        }
+      }
+    }
+  }
+
+  // Whether any tap falls on that row, or on a column of that phase.
+  bool reads_row(std::int64_t y) const { return reads(y, g_.kernel.y, g_.dilation.y, g_.stride.y); }
+  bool reads_phase(std::int64_t x) const {
+    return reads(x, g_.kernel.x, g_.dilation.x, g_.stride.x);
+  }
+  static bool reads(std::int64_t at, std::int64_t kernel, std::int64_t dilation,
+                    std::int64_t stride) {
+    for (std::int64_t tap = 0; tap < std::min(kernel, stride); ++tap) {
+      if ((at - tap * dilation) % stride == 0) return true;
+    }
+    return false;
+  }
+
+  template <int kUnit>
+  void copy_columns(const float* from, std::int64_t phase, float* to) const {
+    const std::int64_t stride = g_.stride.x;
+    // Column j holds pixel j * stride + start.
+    const std::int64_t start = phase - g_.left;
+    const std::int64_t first =
+        std::min(columns_, start < 0 ? (-start + stride - 1) / stride : std::int64_t{0});
+    const std::int64_t room = g_.in.width - start;
+    const std::int64_t last = std::clamp(
+        room <= 0 ? std::int64_t{0} : (room + stride - 1) / stride, first, columns_);
+    std::fill_n(to, first * kUnit, 0.0F);
+    std::fill_n(to + last * kUnit, (columns_ - last) * kUnit, 0.0F);
+    if (stride == 1) {
+      std::memcpy(to + first * kUnit, from + (first + start) * kUnit,
+                  static_cast<std::size_t>((last - first) * kUnit) * sizeof(float));
+      return;
+    }
+    for (std::int64_t j = first; j < last; ++j) {
+      std::memcpy(to + j * kUnit, from + (j * stride + start) * kUnit, kUnit * sizeof(float));
+    }
+  }
+
+  const Kernels& kernels_;
+  Geometry g_;
+  Activation activation_;
+  float slope_;
+  bool has_residual_;
+  std::int64_t unit_ = kBlock;  // floats of one pixel of what is read as one
+  std::vector<Section> sections_;
+  std::size_t weight_floats_ = 0;
+  AlignedFloats weights_, bias_;
+  // Of the copied rows: output rows at a time, input rows, columns of one phase.
+  std::int64_t rows_ = 0, copied_rows_ = 0, columns_ = 0, copied_floats_ = 0;
+  std::vector<std::int64_t> offsets_;  // of the copied rows, by section
+};
+
+}  // namespace
+
+std::unique_ptr<Computation> prepare_convolution(const Operation& operation, const Graph& graph,
+                                                 const Kernels& kernels) {
+  return std::make_unique<Convolution>(operation, graph, kernels);
+}
+
+}  // namespace quern
