@@ -368,3 +368,52 @@ def listening_port(run: Running) -> int:
 
     run.port = wait(look, "the program to listen")
     return run.port
+
+
+@contextlib.contextmanager
+def serving(
+    server: Path,
+    directory: Path,
+    *options: str,
+    classes: Any = BREEDS,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Running]:
+    """A server alone on a free port, with the model that is computable by hand."""
+    weights, names = write_model(directory, classes=classes)
+    command = [
+        str(server),
+        "--port",
+        "0",
+        "--weights",
+        str(weights),
+        "--classes",
+        str(names),
+        *options,
+    ]
+    with running(command, directory / "log", environment) as run:
+        listening_port(run)
+        yield run
+
+
+def read_all(client: socket.socket) -> bytes:
+    data = b""
+    while piece := client.recv(65536):
+        data += piece
+    return data
+
+
+def connections(pid: int) -> list[str]:
+    """The process's accepted TCP sockets, as inode numbers."""
+    inodes = {
+        match[1]
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if (match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())))
+    }
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [row[9] for row in rows if row[3] == "01" and row[9] in inodes]
+
+
+def peak_bytes(pid: int) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024

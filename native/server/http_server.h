@@ -68,16 +68,25 @@ using ExchangePointer = std::shared_ptr<Exchange>;
 struct HttpLimits {
   std::size_t max_body = 1 << 20;      // bytes; more is answered 413
   std::size_t max_header = 1 << 14;    // bytes of request line and headers together
-  int idle_seconds = 60;               // nothing read or written
-  int request_seconds = 180;           // from connection or last answer to the next whole request
+  int idle_seconds = 60;               // between requests, and wherever nothing is read or written
+  int header_seconds = 20;             // from a request's first byte to the end of its headers
+  int body_seconds = 180;              // from there to the end of its body
   std::size_t max_connections = 4096;  // more wait in the backlog
+};
+
+// What is to be known of an answer that was given. evhttp's own refusals have neither method nor
+// path: "-".
+struct Answered {
+  std::string method;
+  std::string path;
+  int status = 0;
+  double seconds = 0.0;  // since the whole request was there
 };
 
 class HttpServer {
  public:
   using Handler = std::function<void(const ExchangePointer&)>;
-  // Called after each answer: the exchange, its status.
-  using Observer = std::function<void(const Exchange&, int)>;
+  using Observer = std::function<void(const Answered&)>;  // called at each answer
 
   HttpServer(EventLoop& loop, const HttpLimits& limits, Handler handler);
   ~HttpServer();
@@ -91,13 +100,18 @@ class HttpServer {
   // next request on one, or closed at once. Closes only its own descriptor of the listening socket.
   enum class Idle { kKeep, kClose };
   void drain(Idle idle, std::function<void()> drained);
-  std::size_t open_connections() const { return connections_.size() + fresh_.size(); }
+  std::size_t open_connections() const { return connections_.size(); }
 
  private:
   friend class Exchange;
+  enum class Phase { kIdle, kHeaders, kBody, kAnswer };
   struct Connection {
-    bool busy = false;   // a request is being answered
-    double since = 0.0;  // of the connection or its last answer
+    HttpServer* server;
+    evhttp_connection* evhttp = nullptr;  // from adopt_connections() on
+    Phase phase = Phase::kIdle;
+    double since = 0.0;       // of the phase, monotonic seconds
+    bool line_empty = false;  // so far, the line of the headers that is being read
+    bool reading_on = false;
   };
 
   bufferevent* new_connection();
@@ -105,8 +119,14 @@ class HttpServer {
   void closed(evhttp_connection* connection);
   void request(evhttp_request* request);
   void answered(evhttp_request* request);
-  void close_unless_busy(double since);
+  Connection* connection_of(evhttp_request* request);
+  double seconds_allowed(Phase phase) const;
+  void close_overdue();
+  void close_unless_answering(const std::function<bool(const Connection&)>& chosen);
   void listen_when_below_limit();
+  static void enter(Connection& connection, Phase phase);
+  static void scan_headers(Connection& connection, evbuffer* input, std::size_t added);
+  static void read_on(evbuffer* input, const evbuffer_cb_info* info, void* connection);
   static void own_words(evbuffer* output, const evbuffer_cb_info* info, void* self);
 
   EventLoop& loop_;
@@ -118,7 +138,7 @@ class HttpServer {
   EventPointer adopt_;
   Timer sweep_;
   std::vector<bufferevent*> fresh_;  // accepted in this turn of the loop
-  std::unordered_map<evhttp_connection*, Connection> connections_;
+  std::unordered_map<bufferevent*, Connection> connections_;
   bool draining_ = false;
   bool replying_ = false;  // what evhttp writes now is our answer
   std::function<void()> drained_;

@@ -1,15 +1,20 @@
 #include "server/json.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <stdexcept>
 
 namespace quern {
 
 Json parse_json(std::string_view text, const std::string& what) {
+  // As bytes, as the engine reads its header: one parser is compiled instead of two.
+  const std::span<const std::uint8_t> bytes(reinterpret_cast<const std::uint8_t*>(text.data()),
+                                            text.size());
   try {
-    return Json::parse(text);
+    return Json::parse(bytes.begin(), bytes.end());
   } catch (const Json::parse_error& e) {
     throw std::runtime_error(what + " is not valid JSON (byte " + std::to_string(e.byte) + ")");
   }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <system_error>
 
 namespace quern {
@@ -21,7 +22,9 @@ void log_line(const std::string& sentence) {
   char when[32];
   strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
   std::string one_line = sentence;
-  std::replace(one_line.begin(), one_line.end(), '\n', ' ');
+  // What a client sent may be in it: nothing that a terminal would obey.
+  std::replace_if(
+      one_line.begin(), one_line.end(), [](unsigned char c) { return std::iscntrl(c) != 0; }, ' ');
   const std::string line = std::string(when) + " " + program_name + "[" + std::to_string(getpid()) +
                            "]: " + one_line + "\n";
   // A log that cannot be written must not stop the service.

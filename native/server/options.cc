@@ -17,6 +17,9 @@ const char kUsage[] =
     "  --queue N           requests that may wait for a worker before 503 (default 256)\n"
     "  --max-body BYTES    larger requests are answered 413 (default 33554432)\n"
     "  --max-pixels N      larger images are answered 413 (default 50000000)\n"
+    "  --idle-seconds N    connections without a request are closed (default 60)\n"
+    "  --header-seconds N  a request's headers may take so long to arrive (default 20)\n"
+    "  --body-seconds N    and then its body (default 180)\n"
     "  --drain-seconds N   after SIGTERM, at most this long for open connections (default 10)\n"
     "  --access-log        one line per request on standard error\n"
     "  --help, --version\n"
@@ -38,6 +41,9 @@ enum Option {
   kMaxBody,
   kMaxPixels,
   kQueue,
+  kIdleSeconds,
+  kHeaderSeconds,
+  kBodySeconds,
   kDrainSeconds,
   kAccessLog,
   kHelp,
@@ -55,6 +61,9 @@ const option kOptions[] = {{"host", required_argument, nullptr, kHost},
                            {"max-body", required_argument, nullptr, kMaxBody},
                            {"max-pixels", required_argument, nullptr, kMaxPixels},
                            {"queue", required_argument, nullptr, kQueue},
+                           {"idle-seconds", required_argument, nullptr, kIdleSeconds},
+                           {"header-seconds", required_argument, nullptr, kHeaderSeconds},
+                           {"body-seconds", required_argument, nullptr, kBodySeconds},
                            {"drain-seconds", required_argument, nullptr, kDrainSeconds},
                            {"access-log", no_argument, nullptr, kAccessLog},
                            {"help", no_argument, nullptr, kHelp},
@@ -116,6 +125,16 @@ Options parse_options(int argc, char** argv) {
         break;
       case kQueue:
         options.queue = static_cast<std::size_t>(whole_number("--queue", value, 1, 1000000));
+        break;
+      case kIdleSeconds:
+        options.idle_seconds = static_cast<int>(whole_number("--idle-seconds", value, 1, 86400));
+        break;
+      case kHeaderSeconds:
+        options.header_seconds =
+            static_cast<int>(whole_number("--header-seconds", value, 1, 86400));
+        break;
+      case kBodySeconds:
+        options.body_seconds = static_cast<int>(whole_number("--body-seconds", value, 1, 86400));
         break;
       case kDrainSeconds:
         options.drain_seconds = static_cast<int>(whole_number("--drain-seconds", value, 0, 86400));

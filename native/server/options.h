@@ -18,6 +18,9 @@ struct Options {
   std::size_t max_body = std::size_t{32} << 20;
   std::size_t max_pixels = 50'000'000;
   std::size_t queue = 256;
+  int idle_seconds = 60;
+  int header_seconds = 20;
+  int body_seconds = 180;
   int drain_seconds = 10;
   bool access_log = false;
   bool help = false;

@@ -49,7 +49,6 @@ Json prediction(const ServedModel& served, const Prediction& answer) {
 
 Json answer(ServedModel& served, const PredictRequest& request) {
   const Model& model = *served.model;
-  const double start = monotonic_seconds();
   const std::span<const std::uint8_t> file = image_bytes(request);
   std::unique_ptr<Workspace> workspace = served.take_workspace();
   PrepareTime times;
@@ -70,9 +69,9 @@ Json answer(ServedModel& served, const PredictRequest& request) {
   for (const Prediction& one : best) result["predictions"].push_back(prediction(served, one));
   result["release"] = served.release;
   result["timing"] = {{"decode_ms", milliseconds(0.0, times.decode)},
-                      {"preprocess_ms", milliseconds(0.0, times.resize)},
+                      {"resize_ms", milliseconds(0.0, times.resize)},
                       {"inference_ms", milliseconds(prepared, end)},
-                      {"total_ms", milliseconds(start, end)}};
+                      {"total_ms", milliseconds(request.started, end)}};
   if (request.with_logits) {
     result["logits"] = Json::array();
     for (const float logit : logits) result["logits"].push_back(float_number(logit));

@@ -17,6 +17,7 @@ struct PredictRequest {
   std::size_t top = 5;
   std::size_t max_pixels = 0;
   bool with_logits = false;
+  double started = 0.0;  // monotonic seconds, when the whole request was there
 };
 
 // The `top` parameter's value ("" is 5); throws std::runtime_error unless it is a whole number > 0.

@@ -37,6 +37,9 @@ std::size_t connections_allowed(std::size_t wanted) {
 HttpLimits limits_of(const Options& options) {
   HttpLimits limits;
   limits.max_body = options.max_body;
+  limits.idle_seconds = options.idle_seconds;
+  limits.header_seconds = options.header_seconds;
+  limits.body_seconds = options.body_seconds;
   limits.max_connections = connections_allowed(limits.max_connections);
   return limits;
 }
@@ -70,13 +73,12 @@ Server::Server(EventLoop& loop, const Options& options, AccessKeys keys, ServedP
       drain_limit_(loop, [this] { loop_.stop(); }),
       inference_(worker_count(options), options.queue),
       admin_thread_(1, kAdminQueue) {
-  public_.observe([this](const Exchange& exchange, int status) {
-    const double seconds = monotonic_seconds() - exchange.started();
-    metrics_.answered(status);
-    if (exchange.path() == "/predict") metrics_.predicted(seconds);
+  public_.observe([this](const Answered& answer) {
+    metrics_.answered(answer.status);
+    if (answer.path == "/predict") metrics_.predicted(answer.seconds);
     if (options_.access_log) {
-      log_line(exchange.method() + " " + exchange.path() + " " + std::to_string(status) + " " +
-               std::to_string(seconds * 1e3) + " ms");
+      log_line(answer.method + " " + answer.path + " " + std::to_string(answer.status) + " " +
+               std::to_string(answer.seconds * 1e3) + " ms");
     }
   });
 }
@@ -118,6 +120,7 @@ void Server::predict_on(WorkerPool& pool, const ExchangePointer& exchange, Serve
   request.body = exchange->body();
   request.max_pixels = options_.max_pixels;
   request.with_logits = with_logits;
+  request.started = exchange->started();
   const bool accepted =
       pool.submit([this, exchange, served = std::move(served), request = std::move(request)] {
         Reply reply = predict(*served, request);
