@@ -42,8 +42,8 @@ class Network:
     channels: int
     height: int
     width: int
-    nodes: list[dict[str, Any]] = field(default_factory=list)
-    tensors: Tensors = field(default_factory=dict)
+    nodes: list[dict[str, Any]] = field(init=False)
+    tensors: Tensors = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.input = random_array(0, 1, 3, self.height, self.width)
@@ -130,7 +130,11 @@ def test_an_activation_over_its_whole_range(native: Any, tmp_path: Path, name: s
         np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
 
 
-ARITHMETIC = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
+ARITHMETIC: dict[str, Callable[..., torch.Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+}
 # The shape of the other operand of a [1, C, H, W], -1 where it has the same dimension.
 OTHERS = [
     (1, -1, -1, -1),
@@ -295,7 +299,7 @@ def test_adaptive_pool2d(
         network.add("softmax", ["x"], "s", x, axis=1)
         x, name = x.softmax(1), "s"
     function = F.adaptive_max_pool2d if maximum else F.adaptive_avg_pool2d
-    expected: torch.Tensor = function(x, size)  # type: ignore[operator]
+    expected: torch.Tensor = function(x, size)
     op = "adaptive_max_pool2d" if maximum else "adaptive_average_pool2d"
     network.add(op, [name], "y", expected, size=list(size))
     network.check(native, tmp_path, expected)
@@ -424,7 +428,9 @@ def test_concat_of_images(native: Any, tmp_path: Path, parts: Any, axis: int, si
     shape[axis] = sum(parts)
     network = Network(*shape[1:])
     x = network.x
-    pieces, names, start = [], [], 0
+    pieces: list[torch.Tensor] = []
+    names: list[str] = []
+    start = 0
     for i, length in enumerate(parts):
         piece = x.narrow(axis, start, length)
         network.add("slice", ["x"], f"p{i}", piece, axis=axis, start=start, end=start + length)
