@@ -18,7 +18,7 @@ namespace quern {
 
 // A node, with the nodes after it that are computed along with it.
 struct Operation {
-  const Node* node = nullptr;  // nullptr: the graph's planar input is turned into blocks
+  const Node* node = nullptr;       // nullptr: the graph's planar input is turned into blocks
   std::vector<std::size_t> inputs;  // values; those of the node, then the residual if there is one
   std::size_t output = 0;           // value: that of the last node fused
   bool has_residual = false;        // inputs.back() is added to the result, before the activation
@@ -30,8 +30,8 @@ struct Operation {
 struct Arguments {
   std::span<const View> inputs;
   View output;
-  float* means = nullptr;  // [blocks][16], where the operation has them
-  Rows rows;               // of the output, to be written; all of them where by_rows() is false
+  float* means = nullptr;    // [blocks][16], where the operation has them
+  Rows rows;                 // of the output, to be written; all of them where by_rows() is false
   float* scratch = nullptr;  // scratch_floats() of them, aligned to 64 bytes
 };
 

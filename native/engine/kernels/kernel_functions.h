@@ -10,8 +10,8 @@ void depthwise(const Depthwise& d);
 void pool(const Pool& p);
 void activate(Activation activation, float slope, const float* input, float* output,
               std::int64_t count);
-void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t b_step,
-             float low, float high, float* output, std::int64_t count);
+void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t b_step, float low,
+             float high, float* output, std::int64_t count);
 void accumulate(const float* input, std::int64_t pixels, float* sums);
 
 // 0, 1, … as template arguments; std::integer_sequence, without the library.

@@ -31,8 +31,8 @@ struct Convolve {
   const std::int64_t* offsets;
   std::int64_t runs;
   int run;
-  const float* weights;  // [blocks][runs][run][16]
-  const float* bias;     // [blocks][16]
+  const float* weights;   // [blocks][runs][run][16]
+  const float* bias;      // [blocks][16]
   const float* residual;  // added before the limits; nullptr: none. Same rows and pixels as output
   std::int64_t residual_plane, residual_row;
   float* output;
@@ -62,10 +62,10 @@ struct Pool {
   std::int64_t out_width, first, last;
   std::int64_t kernel_height, kernel_width;
   std::int64_t stride_y, stride_x, dilation_y, dilation_x, top, left;
-  bool maximum;              // else the average
-  bool count_padding;        // whether an average counts the padding
+  bool maximum;                // else the average
+  bool count_padding;          // whether an average counts the padding
   std::int64_t bottom, right;  // padding that is counted
-  std::int64_t divisor;      // of an average; 0: the count
+  std::int64_t divisor;        // of an average; 0: the count
 };
 
 struct Kernels {
