@@ -247,8 +247,11 @@ void HttpServer::request(evhttp_request* request) {
     refused.headers.emplace_back("Connection", "close");
     exchange->reply(refused);
   };
-  // evhttp answers HTTP/0.9 on a connection that stays open and doesn't say where an answer ends.
-  if (request->major != 1) {
+  // evhttp answers in the version of the request: HTTP/0.9 without saying where the answer ends, on
+  // a connection that stays open, and HTTP/1.111 as HTTP/1.-57.
+  if (request->major != 1 || (request->minor != 0 && request->minor != 1)) {
+    request->major = 1;
+    request->minor = 1;
     refuse_and_close("only HTTP/1.0 and HTTP/1.1 are answered");
     return;
   }
