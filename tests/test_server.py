@@ -317,6 +317,7 @@ def read_all(client: socket.socket) -> bytes:
         b"nonsense\r\n\r\n",
         b"GET /health HTTP/9.9\r\n\r\n",
         b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /health HTTP/1.11111111\r\nno colon\r\n\r\n",
         b"GET /health HTTP/1.1\r\nX: " + b"x" * 20000 + b"\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",

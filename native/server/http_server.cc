@@ -8,7 +8,7 @@
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
 
-#include <cstring>
+#include <cstdlib>
 #include <stdexcept>
 #include <string_view>
 
@@ -303,7 +303,7 @@ void HttpServer::own_words(evbuffer* output, const evbuffer_cb_info* info, void*
   evbuffer_copyout(output, page.data(), size);
   evbuffer_freeze(output, 1);
   if (!page.ends_with(kPageEnd)) return;
-  const int status = std::atoi(page.c_str() + std::strlen("HTTP/1.1 "));
+  const int status = std::atoi(page.c_str() + page.find(' '));  // after a version of any length
   const std::string body = json_text(json_error(refusal(status))) + "\n";
   evbuffer_unfreeze(output, 1);
   evbuffer_drain(output, size);
