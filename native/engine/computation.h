@@ -75,6 +75,11 @@ std::unique_ptr<Computation> prepare_packing(const Shape& shape);
 // The families; each in a file of computations/.
 std::unique_ptr<Computation> prepare_convolution(const Operation& operation, const Graph& graph,
                                                  const Kernels& kernels);
+// A convolution that Winograd's algorithm computes in less time, in the memory that it takes; only
+// where winograd_pays() may prepare_winograd() be called.
+bool winograd_pays(const Operation& operation, const Graph& graph);
+std::unique_ptr<Computation> prepare_winograd(const Operation& operation, const Graph& graph,
+                                              const Kernels& kernels);
 std::unique_ptr<Computation> prepare_depthwise(const Operation& operation, const Graph& graph,
                                                const Kernels& kernels);
 std::unique_ptr<Computation> prepare_elementwise(const Operation& operation, const Graph& graph,
