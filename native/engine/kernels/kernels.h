@@ -68,10 +68,10 @@ struct Pool {
   std::int64_t divisor;        // of an average; 0: the count
 };
 
-// The transforms of Winograd's convolution (kernels/winograd.cc), of one block of channels. Tiles of
-// `size` x `size` outputs (2 or 4) are numbered along the rows, `columns` of them to a row; those of
-// [begin, begin + tiles) are transformed. Each has (size + 2)^2 elements in the transformed domain:
-// element e of tile begin + t is at transformed + e * plane + t * 16.
+// The transforms of Winograd's convolution (kernels/winograd.cc), of one block of channels. Tiles
+// of `size` x `size` outputs (2 or 4) are numbered along the rows, `columns` of them to a row;
+// those of [begin, begin + tiles) are transformed. Each has (size + 2)^2 elements in the
+// transformed domain: element e of tile begin + t is at transformed + e * plane + t * 16.
 struct WinogradInput {
   const float* input;               // row 0
   std::int64_t width, first, last;  // columns and rows of the input that may be read
@@ -87,9 +87,9 @@ struct WinogradOutput {
   std::int64_t plane;
   int size;
   std::int64_t columns, begin, tiles;
-  const float* bias;      // [16]
-  const float* residual;  // added before the limits; nullptr: none
-  float* output;          // both: row 0
+  const float* bias;                // [16]
+  const float* residual;            // added before the limits; nullptr: none
+  float* output;                    // both: row 0
   std::int64_t width, first, last;  // columns of the output and rows to be written
   float low, high;
 };
