@@ -1,5 +1,5 @@
-// The network as plain data: what model_weights.bin says, and what the planner and the kernels
-// read. Nothing here computes.
+// The network as plain data: what model_weights.bin says, and what the engine
+// is made from. Nothing here computes.
 #pragma once
 
 #include <cstddef>

@@ -8,9 +8,9 @@
 //   2. In its family's file in operators/, write its attributes with their ranges, its shape rule
 //      with all checks, and its entry in the table at the end of the file. A new family also
 //      declares its table in operators/rules.h and joins it in operators.cc.
-//   3. Make the engine compute it: where the planner chooses a kernel by OpKind.
+//   3. Make the engine compute it: a class in its family's file in computations/ (computation.h).
 //   4. Test the shape rule in native/tests/engine_operators_test.cc, right and hostile values, and
-//      the results against torch in tests/test_engine.py.
+//      the results against torch in tests/test_engine_operations.py.
 //   5. Give it a row in docs/weight-format.md, and a lowering in tasks/models/.
 #pragma once
 
@@ -95,7 +95,7 @@ const Operator* find_operator(std::string_view name);
 // Throws WeightsError.
 void check_shapes(const Graph& graph);
 
-// What shape rules, the planner and the kernels ask of a node. Names are those of its rules.
+// What shape rules and computations ask of a node. Names are those of its rules.
 [[noreturn]] void refuse(const Node& node, const std::string& sentence);  // throws WeightsError
 const Shape& input_shape(const Node& node, const Graph& graph, std::size_t index);
 const Shape& declared_shape(const Node& node, const Graph& graph);  // of the output

@@ -16,7 +16,7 @@
 namespace quern {
 
 // Bounds on what is accepted; a larger file is refused before memory for it is asked for.
-// For values see graph.h, for the memory of a run planner.h.
+// For values see graph.h, for the memory of a run schedule.h.
 inline constexpr std::size_t kMaxFileBytes = std::size_t{1} << 31;    // 2 GiB
 inline constexpr std::size_t kMaxHeaderBytes = std::size_t{1} << 24;  // 16 MiB
 inline constexpr std::size_t kMaxNodes = 10'000;

@@ -27,6 +27,8 @@ constexpr int kRegisters = 16;
 #endif
 
 constexpr int kPerBlock = kBlock / kLanes;  // registers to a block of channels
+// How far loops over registers are unrolled: wholly, where they are registers at all.
+constexpr int kUnroll = kLanes == 1 ? 1 : 32;
 
 typedef float Register __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int Integers __attribute__((vector_size(kLanes * sizeof(int))));
