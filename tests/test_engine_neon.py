@@ -60,17 +60,11 @@ def run_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "QUERN_SERVER": "OFF",
         "QUERN_TESTS": "ON",
     } | {f"{name}_INCLUDE": str(headers) for name in ("xxhash", "nlohmann_json", "doctest")}
-    cmake = Path(sys.executable).with_name("cmake")
+    cmake = str(Path(sys.executable).with_name("cmake"))
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
     for command in (
-        [
-            cmake,
-            "-S",
-            ROOT,
-            "-B",
-            folder,
-            *(f"-D{name}={value}" for name, value in options.items()),
-        ],
-        [cmake, "--build", folder, "--parallel", "2", "--target", "run_model"],
+        [cmake, "-S", str(ROOT), "-B", str(folder), *definitions],
+        [cmake, "--build", str(folder), "--parallel", "2", "--target", "run_model"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
