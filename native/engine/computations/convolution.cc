@@ -322,8 +322,8 @@ class Convolution final : public Computation {
     const std::int64_t first =
         std::min(columns_, start < 0 ? (-start + stride - 1) / stride : std::int64_t{0});
     const std::int64_t room = g_.in.width - start;
-    const std::int64_t last = std::clamp(
-        room <= 0 ? std::int64_t{0} : (room + stride - 1) / stride, first, columns_);
+    const std::int64_t last =
+        std::clamp(room <= 0 ? std::int64_t{0} : (room + stride - 1) / stride, first, columns_);
     std::fill_n(to, first * kUnit, 0.0F);
     std::fill_n(to + last * kUnit, (columns_ - last) * kUnit, 0.0F);
     if (stride == 1) {
