@@ -5,7 +5,6 @@
 #include <cmath>
 #include <random>
 
-#include "engine/planner.h"
 #include "engine/weights_file.h"
 #include "engine_weights_builder.h"
 
