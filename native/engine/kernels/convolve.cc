@@ -7,8 +7,8 @@
 namespace quern::QUERN_INSTRUCTIONS {
 namespace {
 
-// Registers that hold sums; the rest are for weights and input numbers. NEON needs more of those: it
-// multiplies nothing straight from memory.
+// Registers that hold sums; the rest are for weights and input numbers. NEON needs more of those:
+// it multiplies nothing straight from memory.
 constexpr int kSums = kLanes == 4 ? 20 : kRegisters == 32 ? 28 : 12;
 constexpr int kMostPixels = kLanes == 1 ? 2 : kSums / kPerBlock > 14 ? 14 : kSums / kPerBlock;
 // More would save nothing: the weights are read once a tile.
