@@ -7,10 +7,12 @@
 namespace quern::QUERN_INSTRUCTIONS {
 namespace {
 
-// Registers that hold sums; the rest are for weights and an input number.
-constexpr int kSums = kRegisters == 32 ? 28 : 12;
+// Registers that hold sums; the rest are for weights and input numbers. NEON needs more of those:
+// it multiplies nothing straight from memory.
+constexpr int kSums = kLanes == 4 ? 20 : kRegisters == 32 ? 28 : 12;
 constexpr int kMostPixels = kLanes == 1 ? 2 : kSums / kPerBlock > 14 ? 14 : kSums / kPerBlock;
-constexpr int kMostBlocks = 4;
+// More would save nothing: the weights are read once a tile.
+constexpr int kMostBlocks = kLanes == 4 ? 2 : 4;
 
 // The widest tile for so many pixels: 1, 2 or 4 blocks.
 constexpr int blocks_for(int pixels) {
