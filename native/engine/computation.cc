@@ -33,6 +33,7 @@ std::unique_ptr<Computation> prepare(const Operation& operation, const Graph& gr
       if (is_depthwise(*operation.node, graph)) {
         return prepare_depthwise(operation, graph, kernels);
       }
+      if (winograd_pays(operation, graph)) return prepare_winograd(operation, graph, kernels);
       return prepare_convolution(operation, graph, kernels);
     case OpKind::kLinear:
       return prepare_convolution(operation, graph, kernels);

@@ -18,7 +18,7 @@ namespace quern {
 
 // A node, with the nodes after it that are computed along with it.
 struct Operation {
-  const Node* node = nullptr;  // nullptr: the graph's planar input is turned into blocks
+  const Node* node = nullptr;       // nullptr: the graph's planar input is turned into blocks
   std::vector<std::size_t> inputs;  // values; those of the node, then the residual if there is one
   std::size_t output = 0;           // value: that of the last node fused
   bool has_residual = false;        // inputs.back() is added to the result, before the activation
@@ -30,8 +30,8 @@ struct Operation {
 struct Arguments {
   std::span<const View> inputs;
   View output;
-  float* means = nullptr;  // [blocks][16], where the operation has them
-  Rows rows;               // of the output, to be written; all of them where by_rows() is false
+  float* means = nullptr;    // [blocks][16], where the operation has them
+  Rows rows;                 // of the output, to be written; all of them where by_rows() is false
   float* scratch = nullptr;  // scratch_floats() of them, aligned to 64 bytes
 };
 
@@ -75,6 +75,11 @@ std::unique_ptr<Computation> prepare_packing(const Shape& shape);
 // The families; each in a file of computations/.
 std::unique_ptr<Computation> prepare_convolution(const Operation& operation, const Graph& graph,
                                                  const Kernels& kernels);
+// A convolution that Winograd's algorithm computes in less time, in the memory that it takes; only
+// where winograd_pays() may prepare_winograd() be called.
+bool winograd_pays(const Operation& operation, const Graph& graph);
+std::unique_ptr<Computation> prepare_winograd(const Operation& operation, const Graph& graph,
+                                              const Kernels& kernels);
 std::unique_ptr<Computation> prepare_depthwise(const Operation& operation, const Graph& graph,
                                                const Kernels& kernels);
 std::unique_ptr<Computation> prepare_elementwise(const Operation& operation, const Graph& graph,

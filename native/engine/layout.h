@@ -17,8 +17,8 @@ struct Extent {
   std::int64_t channels = 1, height = 1, width = 1;
 
   std::int64_t blocks() const { return (channels + kBlock - 1) / kBlock; }
-  std::int64_t row() const { return width * kBlock; }     // floats of one row of one block
-  std::int64_t plane() const { return height * row(); }   // floats of one block
+  std::int64_t row() const { return width * kBlock; }    // floats of one row of one block
+  std::int64_t plane() const { return height * row(); }  // floats of one block
   std::int64_t floats() const { return blocks() * plane(); }
   // Where in the memory of the value the element is.
   std::int64_t offset(std::int64_t channel, std::int64_t y, std::int64_t x) const {

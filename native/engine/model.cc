@@ -78,8 +78,7 @@ std::shared_ptr<const Model> Model::prepare(std::unique_ptr<Parts> parts) {
       throw WeightsError("the weights take more than 2 GiB in the engine's layout");
     }
   }
-  parts->schedule =
-      make_schedule(graph, fused, parts->computations, parts->constants.offsets);
+  parts->schedule = make_schedule(graph, fused, parts->computations, parts->constants.offsets);
   parts->file.release_tensors();
   return std::shared_ptr<const Model>(new Model(std::move(parts)));
 }

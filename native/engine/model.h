@@ -19,11 +19,11 @@ namespace quern {
 class Model {
  public:
   // Reads and checks a model_weights.bin. Throws WeightsError with one sentence that names `path`.
-  static std::shared_ptr<const Model> load(
-      const std::string& path, InstructionSet instructions = best_instruction_set());
+  static std::shared_ptr<const Model> load(const std::string& path,
+                                           InstructionSet instructions = best_instruction_set());
   // The same from a file's bytes (copied). Throws WeightsError with one sentence.
-  static std::shared_ptr<const Model> parse(
-      std::span<const std::uint8_t> file, InstructionSet instructions = best_instruction_set());
+  static std::shared_ptr<const Model> parse(std::span<const std::uint8_t> file,
+                                            InstructionSet instructions = best_instruction_set());
 
   ~Model();
   Model(const Model&) = delete;
@@ -37,7 +37,7 @@ class Model {
   const Preprocess& preprocess() const;
   const std::string& weights_digest() const;  // of the whole file's bytes as read
   InstructionSet instructions() const;
-  std::size_t session_bytes() const;          // what each Session allocates
+  std::size_t session_bytes() const;  // what each Session allocates
 
  private:
   friend class Session;

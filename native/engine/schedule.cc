@@ -9,7 +9,7 @@ namespace {
 
 // What the operations of a chain write and read between two turns should fit into a second-level
 // cache beside the weights.
-constexpr std::int64_t kTurnFloats = 64 * 1024;
+constexpr std::int64_t kTurnFloats = 24 * 1024;
 
 // Consecutive operations [first, last) computed in turns.
 struct Chain {
@@ -291,8 +291,7 @@ class Scheduler {
   static void check_arena(std::int64_t floats) {
     if (floats > kMaxArenaFloats) {
       throw WeightsError("the network needs more than " +
-                         std::to_string(kMaxArenaFloats / 256 / 1024) +
-                         " MiB of memory for a run");
+                         std::to_string(kMaxArenaFloats / 256 / 1024) + " MiB of memory for a run");
     }
   }
 
@@ -353,13 +352,13 @@ class Scheduler {
   std::vector<std::vector<std::size_t>> readers_;
   std::vector<std::size_t> writer_;
   std::vector<Chain> chains_;
-  std::vector<std::size_t> chain_of_;   // by operation
-  std::vector<std::int64_t> turn_;      // by chain: rows of the last output at a time
-  std::vector<Storage> storages_;       // by memory
-  std::vector<bool> windows_;           // by operation: whether its output is one
-  std::vector<std::int64_t> base_;      // by operation: the first row that its window holds
-  std::vector<std::int64_t> before_;    // the same, before the last move
-  std::vector<Step::Move> moves_;       // before the next step
+  std::vector<std::size_t> chain_of_;  // by operation
+  std::vector<std::int64_t> turn_;     // by chain: rows of the last output at a time
+  std::vector<Storage> storages_;      // by memory
+  std::vector<bool> windows_;          // by operation: whether its output is one
+  std::vector<std::int64_t> base_;     // by operation: the first row that its window holds
+  std::vector<std::int64_t> before_;   // the same, before the last move
+  std::vector<Step::Move> moves_;      // before the next step
   bool writing_ = false;
   Schedule schedule_;
 };

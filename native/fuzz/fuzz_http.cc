@@ -195,8 +195,7 @@ void check_answer(std::string_view& stream) {
   constexpr std::string_view kEnd = "\r\n\r\n";
   const std::size_t end = stream.find(kEnd);
   const std::string head(stream.substr(0, end));
-  if (end == std::string_view::npos || !head.starts_with("HTTP/") || head.size() < 12) {
-    // The version is the request's: evhttp answers even an HTTP/0.1 in kind.
+  if (end == std::string_view::npos || !head.starts_with("HTTP/1.") || head.size() < 12) {
     finding("an answer that is not HTTP: " + std::string(stream));
   }
   stream.remove_prefix(end + kEnd.size());
@@ -209,7 +208,7 @@ void check_answer(std::string_view& stream) {
   if (at != std::string::npos) {
     length = std::strtoul(head.c_str() + at + std::strlen("\r\nContent-Length: "), nullptr, 10);
     // The answer to a HEAD: no body of ours begins like this.
-    if (stream.empty() || stream.starts_with("HTTP/")) return;
+    if (stream.empty() || stream.starts_with("HTTP/1.")) return;
   }
   if (length > stream.size()) finding("an answer is cut off: " + head);
   const std::string body(stream.substr(0, length));

@@ -486,6 +486,10 @@ def conversations() -> dict[str, bytes]:
         # Answers without a length, on a connection that stayed open.
         "regression-version-0": bytes([0])
         + b"GET /health HTTP/0.9\r\nConnection: keep-alive\r\n\r\n" * 2,
+        # Answered as HTTP/1.-57.
+        "regression-version-1-111": bytes([0]) + b"GET /health HTTP/1.11111111\r\n\r\n",
+        # Refused with status 7: the version was taken to have three characters.
+        "regression-status-7": bytes([STAY]) + b"GET / HTTP/1.11111111\r\nno colon\r\n\r\n",
         # evhttp's page of HTML went out where a request had been answered before.
         "regression-nonsense-after-answer": bytes([STAY]) + health + b"nonsense\r\n\r\n",
     }

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <cstring>
+#include <cstdlib>
 #include <stdexcept>
 #include <string_view>
 
@@ -256,8 +256,11 @@ void HttpServer::request(evhttp_request* request) {
     refused.headers.emplace_back("Connection", "close");
     exchange->reply(refused);
   };
-  // evhttp answers HTTP/0.9 on a connection that stays open and doesn't say where an answer ends.
-  if (request->major != 1) {
+  // evhttp answers in the version of the request: HTTP/0.9 without saying where the answer ends, on
+  // a connection that stays open, and HTTP/1.111 as HTTP/1.-57.
+  if (request->major != 1 || (request->minor != 0 && request->minor != 1)) {
+    request->major = 1;
+    request->minor = 1;
     refuse_and_close("only HTTP/1.0 and HTTP/1.1 are answered");
     return;
   }
@@ -396,7 +399,7 @@ void HttpServer::own_words(evbuffer* output, const evbuffer_cb_info* info, void*
   evbuffer_copyout(output, page.data(), size);
   evbuffer_freeze(output, 1);
   if (!page.ends_with(kPageEnd)) return;
-  const int status = std::atoi(page.c_str() + std::strlen("HTTP/1.1 "));
+  const int status = std::atoi(page.c_str() + page.find(' '));  // after a version of any length
   if (server.observer_) server.observer_({"-", "-", status, 0.0});
   const std::string body = json_text(json_error(refusal(status))) + "\n";
   evbuffer_unfreeze(output, 1);

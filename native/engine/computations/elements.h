@@ -16,7 +16,7 @@ namespace quern {
 inline bool in_blocks(const Shape& shape) { return shape.size() == 4 && shape[0] == 1; }
 
 // How far an index along one axis leads; an element's offset is the sum over its axes.
-struct Axis {
+struct AxisOffset {
   std::int64_t stride = 0;
   std::int64_t plane = 0;  // floats between blocks, where the axis is that of channels in blocks
 
@@ -24,7 +24,7 @@ struct Axis {
     return plane == 0 ? index * stride : index / kBlock * plane + index % kBlock;
   }
 };
-using Axes = std::array<Axis, kMaxRank>;
+using Axes = std::array<AxisOffset, kMaxRank>;
 
 inline Axes dense_axes(const Shape& shape) {
   Axes axes = {};
@@ -37,8 +37,8 @@ inline Axes dense_axes(const Shape& shape) {
 
 inline Axes memory_axes(const Shape& shape, const View& view) {
   if (!in_blocks(shape)) return dense_axes(shape);
-  return {Axis{}, Axis{.plane = view.plane}, Axis{.stride = shape[3] * kBlock},
-          Axis{.stride = kBlock}};
+  return {AxisOffset{}, AxisOffset{.plane = view.plane}, AxisOffset{.stride = shape[3] * kBlock},
+          AxisOffset{.stride = kBlock}};
 }
 
 // Axes that stay at their first element wherever the value has only one.
@@ -56,7 +56,7 @@ template <std::size_t kCount, typename Visit>
 [[gnu::noinline]] void walk(const Shape& shape, const std::array<Axes, kCount>& values,
                             const Visit& visit, const std::array<std::int64_t, kCount>& start = {},
                             std::size_t axis = 0) {
-  std::array<Axis, kCount> steps;
+  std::array<AxisOffset, kCount> steps;
   for (std::size_t k = 0; k < kCount; ++k) steps[k] = values[k][axis];
   const bool last = axis + 1 == shape.size();
   for (std::int64_t index = 0; index < shape[axis]; ++index) {

@@ -13,31 +13,6 @@ struct Function {
   float slope = 0.0F;
 };
 
-Function function_of(const Node& node) {
-  switch (node.op->kind) {
-    case OpKind::kRelu:
-      return {Activation::kRelu};
-    case OpKind::kRelu6:
-      return {Activation::kRelu6};
-    case OpKind::kLeakyRelu:
-      return {Activation::kLeakyRelu, number(node, "negative_slope")};
-    case OpKind::kSilu:
-      return {Activation::kSilu};
-    case OpKind::kGelu:
-      return {integer(node, "tanh") != 0 ? Activation::kGeluTanh : Activation::kGelu};
-    case OpKind::kHardswish:
-      return {Activation::kHardswish};
-    case OpKind::kHardsigmoid:
-      return {Activation::kHardsigmoid};
-    case OpKind::kSigmoid:
-      return {Activation::kSigmoid};
-    case OpKind::kTanh:
-      return {Activation::kTanh};
-    default:
-      refuse(node, "the engine has no such activation");
-  }
-}
-
 // Calls visit(block, offset, count) for the floats of these rows of each block, or once for those
 // of all blocks where these follow each other in both values.
 template <typename Visit>
@@ -225,8 +200,8 @@ std::unique_ptr<Computation> prepare_pair(const Operation& operation, const Grap
 
 std::unique_ptr<Computation> prepare_elementwise(const Operation& operation, const Graph& graph,
                                                  const Kernels& kernels) {
-  if (operation.node->inputs.size() == 2) return prepare_pair(operation, graph, kernels);
-  return std::make_unique<Activated>(function_of(*operation.node),
+  if (operation.inputs.size() == 2) return prepare_pair(operation, graph, kernels);
+  return std::make_unique<Activated>(Function{operation.activation, operation.slope},
                                      extent_of(graph, operation.output), kernels);
 }
 

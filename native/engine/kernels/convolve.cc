@@ -38,8 +38,8 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
       Register weight[kColumns];
 #pragma GCC unroll 32
       for (int column = 0; column < kColumns; ++column) {
-        weight[column] = load(weights + column / kPerBlock * weights_block +
-                              column % kPerBlock * kLanes);
+        weight[column] =
+            load(weights + column / kPerBlock * weights_block + column % kPerBlock * kLanes);
       }
 #pragma GCC unroll 32
       for (int pixel = 0; pixel < kPixels; ++pixel) {
@@ -98,8 +98,9 @@ Tile find_tile(int pixels, int blocks) {
   static constexpr auto kOne = tiles<kRun, 1>(Counting<kMostPixels>());
   static constexpr auto kTwo = tiles<kRun, 2>(Counting<kMostPixels>());
   static constexpr auto kFour = tiles<kRun, 4>(Counting<kMostPixels>());
-  return blocks == 4 ? kFour.of[pixels - 1]
-                     : blocks == 2 ? kTwo.of[pixels - 1] : kOne.of[pixels - 1];
+  return blocks == 4   ? kFour.of[pixels - 1]
+         : blocks == 2 ? kTwo.of[pixels - 1]
+                       : kOne.of[pixels - 1];
 }
 
 template <int kRun>
@@ -119,9 +120,9 @@ void run(const Convolve& c) {
     const float* bias = c.bias + block * kBlock;
     for (std::int64_t row = 0; row < c.rows; ++row) {
       const float* input = c.input + row * c.input_row;
-      const float* residual =
-          c.residual == nullptr ? nullptr
-                                : c.residual + block * c.residual_plane + row * c.residual_row;
+      const float* residual = c.residual == nullptr
+                                  ? nullptr
+                                  : c.residual + block * c.residual_plane + row * c.residual_row;
       float* output = c.output + block * c.output_plane + row * c.output_row;
       for (std::int64_t i = 0; i < count; ++i) {
         const int pixels = i < larger_tiles ? smaller + 1 : smaller;

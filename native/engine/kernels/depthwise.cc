@@ -22,8 +22,8 @@ Taps inside(std::int64_t start, std::int64_t dilation, std::int64_t kernel, std:
 
 // kWidth pixels side by side, all of whose taps `across` are inside the image.
 template <int kWidth>
-inline void pixels(const Depthwise& d, const float* rows, Taps down, Taps across,
-                   std::int64_t step, float* output) {
+inline void pixels(const Depthwise& d, const float* rows, Taps down, Taps across, std::int64_t step,
+                   float* output) {
   Register sums[kWidth][kPerBlock];
 #pragma GCC unroll 16
   for (int r = 0; r < kPerBlock; ++r) {
@@ -74,8 +74,8 @@ void run(const Depthwise& d) {
     float* output = d.output + y * d.out_width * kBlock;
     const auto edge = [&](std::int64_t x) {
       const std::int64_t left = x * d.stride_x - d.left;
-      pixels<1>(d, rows + left * kBlock, down, inside(left, d.dilation_x, d.kernel_width, d.in_width),
-                0, output + x * kBlock);
+      pixels<1>(d, rows + left * kBlock, down,
+                inside(left, d.dilation_x, d.kernel_width, d.in_width), 0, output + x * kBlock);
     };
     std::int64_t x = 0;
     for (; x < begin; ++x) edge(x);

@@ -124,8 +124,8 @@ void activate(Activation activation, float slope, const float* input, float* out
   }
 }
 
-void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t b_step,
-             float low, float high, float* output, std::int64_t count) {
+void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t b_step, float low,
+             float high, float* output, std::int64_t count) {
   const auto limited = [&](Register x) {
     return at_most(at_least(x, broadcast(low)), broadcast(high));
   };

@@ -10,9 +10,11 @@ void depthwise(const Depthwise& d);
 void pool(const Pool& p);
 void activate(Activation activation, float slope, const float* input, float* output,
               std::int64_t count);
-void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t b_step,
-             float low, float high, float* output, std::int64_t count);
+void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t b_step, float low,
+             float high, float* output, std::int64_t count);
 void accumulate(const float* input, std::int64_t pixels, float* sums);
+void winograd_input(const WinogradInput& w);
+void winograd_output(const WinogradOutput& w);
 
 // 0, 1, … as template arguments; std::integer_sequence, without the library.
 template <int... kNumbers>

@@ -3,6 +3,7 @@
 
 namespace quern::QUERN_INSTRUCTIONS {
 
-const Kernels kKernels = {convolve, depthwise, pool, activate, combine, accumulate};
+const Kernels kKernels = {convolve, depthwise,  pool,           activate,
+                          combine,  accumulate, winograd_input, winograd_output};
 
 }  // namespace quern::QUERN_INSTRUCTIONS

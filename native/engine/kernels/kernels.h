@@ -31,8 +31,8 @@ struct Convolve {
   const std::int64_t* offsets;
   std::int64_t runs;
   int run;
-  const float* weights;  // [blocks][runs][run][16]
-  const float* bias;     // [blocks][16]
+  const float* weights;   // [blocks][runs][run][16]
+  const float* bias;      // [blocks][16]
   const float* residual;  // added before the limits; nullptr: none. Same rows and pixels as output
   std::int64_t residual_plane, residual_row;
   float* output;
@@ -62,10 +62,36 @@ struct Pool {
   std::int64_t out_width, first, last;
   std::int64_t kernel_height, kernel_width;
   std::int64_t stride_y, stride_x, dilation_y, dilation_x, top, left;
-  bool maximum;              // else the average
-  bool count_padding;        // whether an average counts the padding
+  bool maximum;                // else the average
+  bool count_padding;          // whether an average counts the padding
   std::int64_t bottom, right;  // padding that is counted
-  std::int64_t divisor;      // of an average; 0: the count
+  std::int64_t divisor;        // of an average; 0: the count
+};
+
+// The transforms of Winograd's convolution (kernels/winograd.cc), of one block of channels. Tiles
+// of `size` x `size` outputs (2 or 4) are numbered along the rows, `columns` of them to a row;
+// those of [begin, begin + tiles) are transformed. Each has (size + 2)^2 elements in the
+// transformed domain: element e of tile begin + t is at transformed + e * plane + t * 16.
+struct WinogradInput {
+  const float* input;               // row 0
+  std::int64_t width, first, last;  // columns and rows of the input that may be read
+  std::int64_t top, left;           // the row and column at which tile 0 reads first; may be < 0
+  int size;
+  std::int64_t columns, begin, tiles;
+  float* transformed;
+  std::int64_t plane;
+};
+
+struct WinogradOutput {
+  const float* transformed;
+  std::int64_t plane;
+  int size;
+  std::int64_t columns, begin, tiles;
+  const float* bias;                // [16]
+  const float* residual;            // added before the limits; nullptr: none
+  float* output;                    // both: row 0
+  std::int64_t width, first, last;  // columns of the output and rows to be written
+  float low, high;
 };
 
 struct Kernels {
@@ -80,6 +106,8 @@ struct Kernels {
                   float high, float* output, std::int64_t count);
   // sums[16] += the sums over `pixels` pixels.
   void (*accumulate)(const float* input, std::int64_t pixels, float* sums);
+  void (*winograd_input)(const WinogradInput&);
+  void (*winograd_output)(const WinogradOutput&);
 };
 
 namespace scalar {

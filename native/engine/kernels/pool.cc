@@ -34,7 +34,7 @@ void window(const Pool& p, const float* rows, const Span& down, const Span& acro
       for (std::int64_t x = across.first; x < across.last; ++x) {
         const Register next = load(in + x * p.dilation_x * kBlock);
         if constexpr (kMaximum) {
-          value = next <= value ? value : next;  // NaN wins, as in torch
+          value = (next > value) | (next != next) ? next : value;  // NaN wins, as in torch
         } else {
           value += next;
         }
