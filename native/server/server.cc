@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "server/files.h"
+#include "server/freed_memory.h"
 #include "server/log.h"
 #include "server/predict.h"
 
@@ -16,6 +17,7 @@ namespace quern {
 namespace {
 
 constexpr std::size_t kAdminQueue = 64;
+constexpr double kRestSeconds = 1.0;
 
 constexpr rlim_t kOtherDescriptors = 64;
 
@@ -71,6 +73,7 @@ Server::Server(EventLoop& loop, const Options& options, AccessKeys keys, ServedP
       admin_(loop, limits_of(options),
              [this](const ExchangePointer& exchange) { answer_admin(exchange); }),
       drain_limit_(loop, [this] { loop_.stop(); }),
+      rest_(loop, give_back_freed_memory),
       inference_(worker_count(options), options.queue),
       admin_thread_(1, kAdminQueue) {
   public_.observe([this](const Answered& answer) {
@@ -124,7 +127,10 @@ void Server::predict_on(WorkerPool& pool, const ExchangePointer& exchange, Serve
   const bool accepted =
       pool.submit([this, exchange, served = std::move(served), request = std::move(request)] {
         Reply reply = predict(*served, request);
-        loop_.post([exchange, reply = std::move(reply)] { exchange->reply(reply); });
+        loop_.post([this, exchange, reply = std::move(reply)] {
+          exchange->reply(reply);
+          rest_.start(kRestSeconds);
+        });
       });
   if (!accepted) exchange->reply(queue_full());
 }

@@ -65,6 +65,7 @@ class Server {
   HttpServer public_;
   HttpServer admin_;
   Timer drain_limit_;
+  Timer rest_;  // some time after the last prediction
   WorkerPool inference_;
   WorkerPool admin_thread_;  // loading and probing never wait behind the public's requests
 };

@@ -3,13 +3,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 
 #include <cstdio>
 #include <exception>
 
+#include "server/freed_memory.h"
 #include "server/log.h"
 #include "server/server.h"
 #include "server/sockets.h"
@@ -42,16 +40,6 @@ class ParentWatch {
 };
 #endif
 
-// glibc's default is an arena of freed memory for each thread, and thresholds that rise to the size
-// of the largest block ever freed: megabytes that stay resident without use.
-void keep_little_freed_memory() {
-#ifdef __GLIBC__
-  mallopt(M_ARENA_MAX, 1);
-  mallopt(M_MMAP_THRESHOLD, 256 << 10);
-  mallopt(M_TRIM_THRESHOLD, 1 << 20);
-#endif
-}
-
 void serve(const Options& options) {
   const AccessKeys keys = access_keys_from_environment();
   const bool released = !options.release.empty();
@@ -82,7 +70,7 @@ void serve(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  keep_little_freed_memory();
+  bound_freed_memory();
   unsetenv("JSIMD_FORCENONE");  // libjpeg-turbo without SIMD is not linked in (stand_ins.cc)
   set_program_name("quern-server");
   signal(SIGPIPE, SIG_IGN);
