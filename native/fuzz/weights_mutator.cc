@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::size_t kPrefixBytes = 48;
 constexpr std::size_t kDigestOffset = 32;
+constexpr std::size_t kMostRounds = 8;         // of asking the loader what would fit
 constexpr std::size_t kMostContent = 1 << 16;  // bytes of one tensor
 
 void put_big_endian(std::uint8_t* at, std::uint64_t value, int count) {
@@ -452,7 +453,7 @@ void WeightsMutator::make_consistent(WeightsParts& parts) {
   for (std::size_t i = 0; i < nodes.size(); ++i) {  // a name serves only messages
     nodes[i]["name"] = "n" + std::to_string(i);
   }
-  for (std::size_t round = 0; round < 2 * nodes.size() + 4; ++round) {
+  for (std::size_t round = 0; round < kMostRounds; ++round) {
     std::string message;
     try {
       parse_weights(put_together(parts));
