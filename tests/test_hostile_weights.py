@@ -100,7 +100,7 @@ def test_damaged_files_are_refused_or_run(tmp_path: Path) -> None:
             total[key] += counts[key]
     assert total["files"] >= FILES
     assert total["refused"] + total["ran"] + total["too_large"] == total["files"]
-    assert total["ran"] > FILES / 20
+    assert total["ran"] > FILES / 50
     assert total["too_large"] < FILES / 1000  # loaded, but a run would take minutes
 
 

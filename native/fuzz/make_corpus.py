@@ -138,7 +138,7 @@ def first_convolutions() -> Network:
     net.conv2d(17, (3, 3), padding=(1, 1, 1, 1), groups=17)
     net.conv2d(16, (1, 1))
     net.conv2d(16, (5, 3), (1, 2), (2, 1, 2, 1), groups=16)
-    net.conv2d(6, (2, 1), dilation=(2, 1), groups=2)
+    net.conv2d(2, (2, 1), dilation=(2, 1), groups=2)
     net.then("flatten", (1, math.prod(net.shape)))
     net.linear(3)
     return net

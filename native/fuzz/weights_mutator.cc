@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::size_t kPrefixBytes = 48;
 constexpr std::size_t kDigestOffset = 32;
+constexpr std::size_t kMostRounds = 8;         // of asking the loader what would fit
 constexpr std::size_t kMostContent = 1 << 16;  // bytes of one tensor
 
 void put_big_endian(std::uint8_t* at, std::uint64_t value, int count) {
@@ -158,10 +159,29 @@ Bytes WeightsMutator::mutate(std::span<const std::uint8_t> file,
     for (std::size_t changes = 1 + below(3); changes > 0; --changes) mutate_parts(*parts, donor);
     if (one_in(2)) make_consistent(*parts);
     result = put_together(*parts);
+    if (one_in(6)) break_layout(result);
   }
   if (!parts || one_in(8)) mutate_bytes_(result);
   put_right_digest(result);
   return result;
+}
+
+// Tensors that don't lie where the header says: some digits in it change, or the file's length
+// does.
+void WeightsMutator::break_layout(Bytes& file) {
+  if (one_in(2)) {
+    file.resize(kPrefixBytes + below(file.size() - kPrefixBytes + 128));
+    put_big_endian(file.data() + 16, file.size(), 8);
+  }
+  std::vector<std::size_t> digits;
+  const std::size_t header_end =
+      std::min<std::size_t>(file.size(), kPrefixBytes + big_endian(std::span(file).subspan(24, 8)));
+  for (std::size_t i = kPrefixBytes; i < header_end; ++i) {
+    if (file[i] >= '0' && file[i] <= '9') digits.push_back(i);
+  }
+  for (std::size_t changes = digits.empty() ? 0 : below(4); changes > 0; --changes) {
+    file[digits[below(digits.size())]] = static_cast<std::uint8_t>('0' + below(10));
+  }
 }
 
 void WeightsMutator::mutate_parts(WeightsParts& parts, std::span<const std::uint8_t> donor) {
@@ -452,7 +472,7 @@ void WeightsMutator::make_consistent(WeightsParts& parts) {
   for (std::size_t i = 0; i < nodes.size(); ++i) {  // a name serves only messages
     nodes[i]["name"] = "n" + std::to_string(i);
   }
-  for (std::size_t round = 0; round < 2 * nodes.size() + 4; ++round) {
+  for (std::size_t round = 0; round < kMostRounds; ++round) {
     std::string message;
     try {
       parse_weights(put_together(parts));

@@ -51,6 +51,7 @@ class WeightsMutator {
   bool one_in(std::size_t n) { return below(n) == 0; }
 
   void mutate_parts(WeightsParts& parts, std::span<const std::uint8_t> donor);
+  void break_layout(Bytes& file);
   void change_value(Json& header);
   void change_attribute(Json& header);
   void change_content(WeightsParts& parts);
