@@ -14,11 +14,12 @@ constexpr int kMostPixels = kLanes == 1 ? 2 : kSums / kPerBlock > 14 ? 14 : kSum
 // More would save nothing: the weights are read once a tile.
 constexpr int kMostBlocks = kLanes == 4 ? 2 : 4;
 
-// The widest tile for so many pixels: 1, 2 or 4 blocks.
+// The widest tile for so many pixels: 1 or 2 blocks, 4 where less would leave the multiplier
+// waiting for its own results.
 constexpr int blocks_for(int pixels) {
   int blocks = 1;
   while (blocks < kMostBlocks && 2 * blocks * pixels * kPerBlock <= kSums) blocks *= 2;
-  return blocks;
+  return blocks == 4 && pixels * kPerBlock > 3 ? 2 : blocks;
 }
 
 template <int kPixels, int kBlocks, int kRun>
