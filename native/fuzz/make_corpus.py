@@ -107,43 +107,6 @@ class Network:
         write_weights(path, self.input, self.nodes, self.tensors, self.preprocessing)
 
 
-def first_version() -> Network:
-    """The operations of the first engine; it and the next two go when `flatten` does."""
-    net = Network(1, 3, 6, 6, resize=[6, 6], mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
-    net.conv2d(4, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
-    kept = net.then("relu6")
-    net.conv2d(4, (3, 3), padding=(1, 1, 1, 1), groups=4)
-    net.then("relu")
-    body = net.conv2d(4, (1, 1))
-    net.then("global_average_pool", (1, 4, 1, 1))
-    scale = net.then("sigmoid")
-    net.then("mul", (1, 4, 3, 3), [body, scale])
-    net.then("add", inputs=[net.last, kept])
-    net.then("global_average_pool", (1, 4, 1, 1))
-    net.then("flatten", (1, 4))
-    net.linear(3)
-    return net
-
-
-def first_smallest() -> Network:
-    net = Network(1, 1, 1, 2, crop=[1, 2])
-    net.then("flatten", (1, 2))
-    net.linear(1)
-    return net
-
-
-def first_convolutions() -> Network:
-    net = Network(1, 3, 9, 7, resize=8, crop=[9, 7])
-    net.conv2d(17, (3, 3), (2, 2), (1, 0, 1, 2))
-    net.conv2d(17, (3, 3), padding=(1, 1, 1, 1), groups=17)
-    net.conv2d(16, (1, 1))
-    net.conv2d(16, (5, 3), (1, 2), (2, 1, 2, 1), groups=16)
-    net.conv2d(2, (2, 1), dilation=(2, 1), groups=2)
-    net.then("flatten", (1, math.prod(net.shape)))
-    net.linear(3)
-    return net
-
-
 def smallest() -> Network:
     net = Network(1, 1, 1, 2, crop=[1, 2])
     net.reshape(1, 2)
@@ -161,6 +124,16 @@ def convolutions() -> Network:
     net.conv2d(16, (5, 3), (1, 2), (2, 1, 2, 1), groups=16)
     net.conv2d(6, (2, 1), dilation=(2, 1), groups=2)
     return net.classify(3)
+
+
+def winograd() -> Network:
+    """As many channels and pixels as it takes for the engine to compute 3x3 by Winograd."""
+    net = Network(1, 1, 9, 7, resize=[9, 7])
+    kept = net.conv2d(17, (1, 1))
+    net.conv2d(17, (3, 3), padding=(1, 1, 1, 1))
+    net.then("add", inputs=[net.last, kept])
+    net.then("hardswish")
+    return net.classify(2)
 
 
 def attention() -> Network:
@@ -284,11 +257,9 @@ def normalising() -> Network:
 
 
 NETWORKS = (
-    first_version,
-    first_smallest,
-    first_convolutions,
     smallest,
     convolutions,
+    winograd,
     attention,
     activations,
     broadcasting,

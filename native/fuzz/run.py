@@ -23,7 +23,7 @@ BUILD = ROOT / "build" / "fuzz"
 CORPUS = ROOT / "native" / "fuzz" / "corpus"
 # Per target what libFuzzer is told besides the time. close_fd_mask=2: the server's log.
 TARGETS = {
-    "weights": ["-max_len=8192"],
+    "weights": ["-max_len=16384"],
     "image": ["-max_len=8192", f"-dict={ROOT}/native/fuzz/image.dict"],
     "http": ["-max_len=4096", f"-dict={ROOT}/native/fuzz/http.dict", "-close_fd_mask=2"],
 }
