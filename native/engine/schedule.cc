@@ -194,11 +194,15 @@ class Scheduler {
     const std::size_t input = operations_[chain.first].inputs[0];
     std::int64_t floats =
         input == 0 ? element_count(graph_.values[0].shape) : extent(input).floats();
+    std::int64_t weights = 1;
     for (std::size_t i = chain.first; i < chain.last; ++i) {
       floats += extent(operations_[i].output).floats();
+      weights += static_cast<std::int64_t>(computations_[i]->weight_floats());
     }
+    // Every turn reads all weights: beyond the size of the values that costs more than it saves.
     const std::int64_t turns =
-        std::clamp<std::int64_t>((floats + kTurnFloats - 1) / kTurnFloats, 1, height);
+        std::clamp<std::int64_t>(std::min((floats + kTurnFloats - 1) / kTurnFloats,
+                                          floats / weights), 1, height);
     return (height + turns - 1) / turns;
   }
 

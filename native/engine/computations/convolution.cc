@@ -236,6 +236,8 @@ class Convolution final : public Computation {
     c.output_plane = out.plane;
     c.rows = count;
     c.pixels = pixels;
+    const bool limited = activation_ == Activation::kNone || activation_ == Activation::kRelu ||
+                         activation_ == Activation::kRelu6;
     c.low = activation_ == Activation::kRelu || activation_ == Activation::kRelu6
                 ? 0.0F
                 : -std::numeric_limits<float>::infinity();
@@ -251,22 +253,20 @@ class Convolution final : public Computation {
         c.residual = residual.data + block * residual.plane + rows.first * g_.out.row();
         c.residual_plane = residual.plane;
       }
+      if (limited && arguments.means != nullptr) c.sums = arguments.means + block * kBlock;
       kernels_.convolve(c);
-      finish(arguments, block, c.blocks, rows);
+      if (!limited) finish(arguments, block, c.blocks, rows);
     }
   }
 
   // What a tile doesn't do, while its output is still in the cache.
   void finish(const Arguments& arguments, std::int64_t first, std::int64_t blocks,
               Rows rows) const {
-    const bool limited = activation_ == Activation::kNone || activation_ == Activation::kRelu ||
-                         activation_ == Activation::kRelu6;
-    if (limited && arguments.means == nullptr) return;
     const std::int64_t pixels = (rows.last - rows.first) * g_.out.width;
     for (std::int64_t block = first; block < first + blocks; ++block) {
       float* output =
           arguments.output.data + block * arguments.output.plane + rows.first * g_.out.row();
-      if (!limited) kernels_.activate(activation_, slope_, output, output, pixels * kBlock);
+      kernels_.activate(activation_, slope_, output, output, pixels * kBlock);
       if (arguments.means != nullptr) {
         kernels_.accumulate(output, pixels, arguments.means + block * kBlock);
       }

@@ -132,6 +132,11 @@ void run(const Convolve& c) {
       for (std::int64_t left = c.pixels; left > 0;) {
         const int width = next_width<kRun>(left);
         kTiles[blocks - 1].of[width - 1](c, input, weights, bias, residual, output);
+        if (c.sums != nullptr) {  // while the tile is in the first-level cache
+          for (int i = 0; i < blocks; ++i) {
+            accumulate(output + i * c.output_plane, width, c.sums + (block + i) * kBlock);
+          }
+        }
         left -= width;
         input += width * kRun;
         output += width * kBlock;

@@ -73,8 +73,10 @@ inline void each_pair(const float* a, const float* b, std::int64_t b_step, float
                       std::int64_t count, Function function) {
   if (b_step == 0) {  // one block of `b` for all
     Register right[kPerBlock];
+#pragma GCC unroll kUnroll
     for (int r = 0; r < kPerBlock; ++r) right[r] = load(b + r * kLanes);
     for (std::int64_t i = 0; i < count; i += kBlock) {
+#pragma GCC unroll kUnroll
       for (int r = 0; r < kPerBlock; ++r) {
         store(output + i + r * kLanes, function(load(a + i + r * kLanes), right[r]));
       }
@@ -149,6 +151,7 @@ void accumulate(const float* input, std::int64_t pixels, float* sums) {
     Register sum[4] = {};
     std::int64_t pixel = 0;
     for (; pixel + 4 <= pixels; pixel += 4) {
+#pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) sum[i] += load(in + (pixel + i) * kBlock);
     }
     for (; pixel < pixels; ++pixel) sum[0] += load(in + pixel * kBlock);

@@ -39,6 +39,7 @@ struct Convolve {
   std::int64_t output_plane, output_row;
   std::int64_t blocks, rows, pixels;
   float low, high;  // limits of the output: ReLU and ReLU6
+  float* sums;      // [blocks][16]: the outputs of each channel are added to it; nullptr: not
 };
 
 // One channel at a time, for one block of channels and the output rows [first, last).
