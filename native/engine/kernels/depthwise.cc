@@ -1,5 +1,7 @@
-// Depthwise convolution: each channel by itself, 16 at a time. In the middle of a row several
-// pixels are computed side by side; at its ends, where taps fall into the padding, one.
+// Depthwise convolution: each channel by itself, 16 at a time. Kernels three wide, the usual ones,
+// load each input once for all of a row's pixels that it is a tap of. For any other several pixels
+// are computed side by side in the middle of a row; at its ends, where taps fall into the padding,
+// one.
 #include "engine/kernels/kernel_functions.h"
 #include "engine/kernels/vector.h"
 
@@ -7,6 +9,7 @@ namespace quern::QUERN_INSTRUCTIONS {
 namespace {
 
 constexpr int kPixels = kLanes == 1 ? 1 : (kRegisters == 32 ? 16 : 8) / kPerBlock;
+constexpr int kMostOfThree = kLanes == 1 ? 1 : kRegisters == 32 ? 14 : 7;
 
 // The taps [first, last) of one axis that fall inside [0, size) from `start` on.
 struct Taps {
@@ -75,6 +78,57 @@ std::int64_t middle(const Depthwise& d, const float* rows, Taps down, std::int64
   return x;
 }
 
+// kWidth pixels side by side of a kernel three wide. The first input of the first one may be
+// outside the image, and so may the last of the last one.
+template <int kWidth, int kStride>
+__attribute__((noinline)) void three_wide(const Depthwise& d, const float* rows, Taps down,
+                                          bool first_outside, bool last_outside, float* output) {
+  constexpr int kInputs = (kWidth - 1) * kStride + 3;
+  const Register low = broadcast(d.low);
+  const Register high = broadcast(d.high);
+  for (int r = 0; r < kBlock; r += kLanes) {
+    Register sums[kWidth];
+#pragma GCC unroll kUnroll
+    for (int p = 0; p < kWidth; ++p) sums[p] = load(d.bias + r);
+    for (std::int64_t y = down.first; y < down.last; ++y) {
+      const float* in = rows + y * d.dilation_y * d.in_width * kBlock + r;
+      const float* weights = d.weights + y * 3 * kBlock + r;
+      const Register weight[] = {load(weights), load(weights + kBlock), load(weights + 2 * kBlock)};
+#pragma GCC unroll kUnroll
+      for (int i = 0; i < kInputs; ++i) {
+        const bool outside = (i == 0 && first_outside) || (i == kInputs - 1 && last_outside);
+        const Register value = outside ? Register{} : load_once(in + i * kBlock);
+#pragma GCC unroll kUnroll
+        for (int tap = 0; tap < 3; ++tap) {
+          const int p = (i - tap) / kStride;
+          if (i >= tap && (i - tap) % kStride == 0 && p < kWidth) sums[p] += value * weight[tap];
+        }
+      }
+    }
+#pragma GCC unroll kUnroll
+    for (int p = 0; p < kWidth; ++p) {
+      store(output + p * kBlock + r, at_most(at_least(sums[p], low), high));
+    }
+  }
+}
+
+// All pixels of a row, in tiles as wide as they come.
+template <int kWidth, int kStride>
+void row_of_three(const Depthwise& d, const float* rows, Taps down, std::int64_t x, float* output) {
+  for (; x + kWidth <= d.out_width; x += kWidth) {
+    const std::int64_t first = x * kStride - d.left;
+    const std::int64_t last = (x + kWidth - 1) * kStride - d.left + 2;
+    three_wide<kWidth, kStride>(d, rows + first * kBlock, down, first < 0, last >= d.in_width,
+                                output + x * kBlock);
+  }
+  if constexpr (kWidth > 1) row_of_three<kWidth / 2, kStride>(d, rows, down, x, output);
+}
+
+bool is_three_wide(const Depthwise& d) {
+  return kLanes > 1 && d.kernel_width == 3 && d.dilation_x == 1 && (d.stride_x == 1 || d.stride_x == 2) &&
+         d.left <= 1 && (d.out_width - 1) * d.stride_x - d.left + 2 <= d.in_width;
+}
+
 }  // namespace
 
 void depthwise(const Depthwise& d) {
@@ -85,11 +139,20 @@ void depthwise(const Depthwise& d) {
   std::int64_t end = room < 0 ? 0 : room / d.stride_x + 1;
   if (end > d.out_width) end = d.out_width;
   if (begin > end) begin = end;
+  const bool three = is_three_wide(d);
   for (std::int64_t y = d.first; y < d.last; ++y) {
     const std::int64_t top = y * d.stride_y - d.top;
     const Taps down = inside(top, d.dilation_y, d.kernel_height, d.in_height);
     const float* rows = d.input + top * d.in_width * kBlock;
     float* output = d.output + y * d.out_width * kBlock;
+    if (three) {
+      if (d.stride_x == 1) {
+        row_of_three<kMostOfThree, 1>(d, rows, down, 0, output);
+      } else {
+        row_of_three<kMostOfThree, 2>(d, rows, down, 0, output);
+      }
+      continue;
+    }
     for (std::int64_t x = 0; x < d.out_width; ++x) {
       if (x == begin) {
         x = middle<kPixels>(d, rows, down, x, end, output);

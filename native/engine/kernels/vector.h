@@ -34,6 +34,16 @@ typedef float Register __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int Integers __attribute__((vector_size(kLanes * sizeof(int))));
 
 inline Register load(const float* from) { return *reinterpret_cast<const Register*>(from); }
+// Loads once what several sums are made from; compilers would rather read memory for each.
+inline Register load_once(const float* from) {
+  Register value = load(from);
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
 inline void store(float* to, Register value) { *reinterpret_cast<Register*>(to) = value; }
 inline Register broadcast(float value) { return value - Register{}; }
 
