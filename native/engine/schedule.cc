@@ -9,7 +9,7 @@ namespace {
 
 // What the operations of a chain write and read between two turns should fit into a second-level
 // cache beside the weights.
-constexpr std::int64_t kTurnFloats = 24 * 1024;
+constexpr std::int64_t kTurnFloats = 64 * 1024;
 
 // Consecutive operations [first, last) computed in turns.
 struct Chain {

@@ -1,7 +1,7 @@
 // conv2d and linear, as a matrix product over the input where it lies. A 1x1 convolution reads the
 // value itself; any other copies the rows it needs, with their padding, to scratch, and with a
-// stride in x sorts the columns by their remainder, so that neighbouring outputs always read
-// neighbouring pixels. Groups are blocks of input channels that a block of output channels reads;
+// stride in x sorts the columns of blocks by their remainder (phase), so that neighbouring outputs
+// always read neighbouring pixels. Groups are blocks of input channels that a block of output channels reads;
 // where groups are narrower than a block, the other channels' weights are zeros.
 #include <algorithm>
 #include <cstring>
@@ -75,9 +75,9 @@ class Convolution final : public Computation {
     unit_ = g_.planar ? 1 : kBlock;
     pack(*operation.node, graph);
     if (g_.reads_in_place()) return;
-    columns_ = ((g_.out.width - 1) * g_.stride.x + (g_.kernel.x - 1) * g_.dilation.x + 1 +
-                g_.stride.x - 1) /
-               g_.stride.x;
+    phases_ = g_.planar ? 1 : g_.stride.x;
+    columns_ = ((g_.out.width - 1) * g_.stride.x + (g_.kernel.x - 1) * g_.dilation.x + phases_) /
+               phases_;
     const std::int64_t input_units = g_.planar ? g_.in.channels : g_.in.blocks();
     const std::int64_t row = input_units * copied_row();
     const auto rows_in = [&](std::int64_t rows) {
@@ -94,7 +94,7 @@ class Convolution final : public Computation {
       for_each_run(section, [&](std::int64_t input, std::int64_t y, std::int64_t x) {
         const std::int64_t column = x * g_.dilation.x;
         offsets_.push_back((input * copied_rows_ + y * g_.dilation.y) * copied_row() +
-                           (column % g_.stride.x * columns_ + column / g_.stride.x) * unit_);
+                           (column % phases_ * columns_ + column / phases_) * unit_);
       });
     }
   }
@@ -134,7 +134,7 @@ class Convolution final : public Computation {
   }
 
  private:
-  std::int64_t copied_row() const { return g_.stride.x * columns_ * unit_; }
+  std::int64_t copied_row() const { return phases_ * columns_ * unit_; }
 
   template <typename Function>
   void for_each_run(const Section& section, Function function) const {
@@ -232,6 +232,7 @@ class Convolution final : public Computation {
     c.offsets = offsets;
     c.runs = runs(section);
     c.run = static_cast<int>(unit_);
+    c.step = g_.planar ? g_.stride.x : kBlock;
     c.residual_row = c.output_row = g_.out.row();
     c.output_plane = out.plane;
     c.rows = count;
@@ -286,15 +287,13 @@ class Convolution final : public Computation {
         if (!reads_row(y)) continue;
         const bool inside = top + y >= 0 && top + y < g_.in.height;
         const float* from = in.data + i * in.plane + (top + y) * width * unit_;
-        for (std::int64_t phase = 0; phase < g_.stride.x; ++phase) {
+        for (std::int64_t phase = 0; phase < phases_; ++phase) {
           if (!reads_phase(phase)) continue;
           float* const columns = row + phase * columns_ * unit_;
-          if (!inside) {
-            std::fill_n(columns, columns_ * unit_, 0.0F);
-          } else if (unit_ == kBlock) {
-            copy_columns<kBlock>(from, phase, columns);
+          if (inside) {
+            copy_columns(from, phase, columns);
           } else {
-            copy_columns<1>(from, phase, columns);
+            std::fill_n(columns, columns_ * unit_, 0.0F);
           }
         }
       }
@@ -304,7 +303,7 @@ class Convolution final : public Computation {
   // Whether any tap falls on that row, or on a column of that phase.
   bool reads_row(std::int64_t y) const { return reads(y, g_.kernel.y, g_.dilation.y, g_.stride.y); }
   bool reads_phase(std::int64_t x) const {
-    return reads(x, g_.kernel.x, g_.dilation.x, g_.stride.x);
+    return reads(x, g_.kernel.x, g_.dilation.x, phases_);
   }
   static bool reads(std::int64_t at, std::int64_t kernel, std::int64_t dilation,
                     std::int64_t stride) {
@@ -314,30 +313,23 @@ class Convolution final : public Computation {
     return false;
   }
 
-  template <int kUnit>
   void copy_columns(const float* from, std::int64_t phase, float* to) const {
-    const std::int64_t stride = g_.stride.x;
-    // Column j holds pixel j * stride + start.
+    // Column j holds pixel j * phases_ + start.
     const std::int64_t start = phase - g_.left;
     const std::int64_t first =
-        std::min(columns_, start < 0 ? (-start + stride - 1) / stride : std::int64_t{0});
+        std::min(columns_, start < 0 ? (-start + phases_ - 1) / phases_ : std::int64_t{0});
     const std::int64_t room = g_.in.width - start;
     const std::int64_t last =
-        std::clamp(room <= 0 ? std::int64_t{0} : (room + stride - 1) / stride, first, columns_);
-    std::fill_n(to, first * kUnit, 0.0F);
-    std::fill_n(to + last * kUnit, (columns_ - last) * kUnit, 0.0F);
-    if (stride == 1) {
-      std::memcpy(to + first * kUnit, from + (first + start) * kUnit,
-                  static_cast<std::size_t>((last - first) * kUnit) * sizeof(float));
-      return;
-    }
-    if (kUnit == 1 && stride == 2) {  // the loop that the compiler vectorises
-      const float* pixel = from + start;
-      for (std::int64_t j = first; j < last; ++j) to[j] = pixel[2 * j];
+        std::clamp(room <= 0 ? std::int64_t{0} : (room + phases_ - 1) / phases_, first, columns_);
+    std::fill_n(to, first * unit_, 0.0F);
+    std::fill_n(to + last * unit_, (columns_ - last) * unit_, 0.0F);
+    if (phases_ == 1) {
+      std::memcpy(to + first * unit_, from + (first + start) * unit_,
+                  static_cast<std::size_t>((last - first) * unit_) * sizeof(float));
       return;
     }
     for (std::int64_t j = first; j < last; ++j) {
-      std::memcpy(to + j * kUnit, from + (j * stride + start) * kUnit, kUnit * sizeof(float));
+      std::memcpy(to + j * kBlock, from + (j * phases_ + start) * kBlock, kBlock * sizeof(float));
     }
   }
 
@@ -350,8 +342,8 @@ class Convolution final : public Computation {
   std::vector<Section> sections_;
   std::size_t weight_floats_ = 0;
   AlignedFloats weights_, bias_;
-  // Of the copied rows: output rows at a time, input rows, columns of one phase.
-  std::int64_t rows_ = 0, copied_rows_ = 0, columns_ = 0, copied_floats_ = 0;
+  // Of the copied rows: output rows at a time, input rows, phases, columns of each.
+  std::int64_t rows_ = 0, copied_rows_ = 0, phases_ = 1, columns_ = 0, copied_floats_ = 0;
   std::vector<std::int64_t> offsets_;  // of the copied rows, by section
 };
 

@@ -210,6 +210,7 @@ class Winograd final : public Computation {
     c.offsets = offsets_.data();
     c.runs = g_.in.blocks();
     c.run = kBlock;
+    c.step = kBlock;
     c.bias = kZeros.data();
     c.output_plane = batch_ * kBlock;
     c.blocks = blocks;

@@ -27,6 +27,7 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
                                     const float* bias, const float* residual, float* output) {
   constexpr int kColumns = kBlocks * kPerBlock;
   const std::int64_t weights_block = c.runs * kRun * kBlock;
+  const std::int64_t step = kRun == kBlock ? kBlock : c.step;
   Register sums[kPixels][kColumns];
 #pragma GCC unroll kUnroll
   for (int column = 0; column < kColumns; ++column) {
@@ -47,7 +48,7 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
       for (int pixel = 0; pixel < kPixels; ++pixel) {
 #pragma GCC unroll kUnroll
         for (int column = 0; column < kColumns; ++column) {
-          sums[pixel][column] += in[pixel * kRun + k] * weight[column];
+          sums[pixel][column] += in[pixel * step + k] * weight[column];
         }
       }
     }
@@ -138,7 +139,7 @@ void run(const Convolve& c) {
           }
         }
         left -= width;
-        input += width * kRun;
+        input += width * c.step;
         output += width * kBlock;
         if (residual != nullptr) residual += width * kBlock;
       }

@@ -24,13 +24,14 @@ enum class Arithmetic : std::uint8_t { kAdd, kSub, kMul };
 
 // Sums of products of input and weights for `rows` x `pixels` outputs of `blocks` blocks of
 // channels. One run is `run` (16, or 1 where the input is planar) input channels of one tap: the
-// input of pixel x is at input + y * input_row + offsets[i] + x * run.
+// input of pixel x is at input + y * input_row + offsets[i] + x * step.
 struct Convolve {
   const float* input;
   std::int64_t input_row;
   const std::int64_t* offsets;
   std::int64_t runs;
   int run;
+  std::int64_t step;      // 16 where `run` is
   const float* weights;   // [blocks][runs][run][16]
   const float* bias;      // [blocks][16]
   const float* residual;  // added before the limits; nullptr: none. Same rows and pixels as output
