@@ -24,7 +24,8 @@ constexpr int blocks_for(int pixels) {
 
 template <int kPixels, int kBlocks, int kRun>
 __attribute__((noinline)) void tile(const Convolve& c, const float* input, const float* weights,
-                                    const float* bias, const float* residual, float* output) {
+                                    const float* bias, const float* residual, float* output,
+                                    float* channel_sums) {
   constexpr int kColumns = kBlocks * kPerBlock;
   const std::int64_t weights_block = c.runs * kRun * kBlock;
   const std::int64_t step = kRun == kBlock ? kBlock : c.step;
@@ -68,20 +69,29 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
     }
 #pragma GCC unroll kUnroll
     for (int pixel = 0; pixel < kPixels; ++pixel) {
-      store(out + pixel * kBlock, at_most(at_least(sums[pixel][column], low), high));
+      sums[pixel][column] = at_most(at_least(sums[pixel][column], low), high);
+      store(out + pixel * kBlock, sums[pixel][column]);
+    }
+    if (channel_sums != nullptr) {
+#pragma GCC unroll kUnroll
+      for (int pixel = 1; pixel < kPixels; ++pixel) sums[0][column] += sums[pixel][column];
+      float* channels = channel_sums + column * kLanes;
+      store(channels, load(channels) + sums[0][column]);
     }
   }
 }
 
 using Tile = void (*)(const Convolve&, const float*, const float*, const float*, const float*,
-                      float*);
+                      float*, float*);
 
-// How many of the pixels left in a row the next tile takes: tiles of about one size. A planar
-// input, that of one layer of a network, has to do with a few sizes, for the program's.
+// How many of the pixels left in a row the next tile takes: tiles of about one size, of one block
+// narrower ones where those keep the multiplier as busy. A planar input, that of one layer of a
+// network, has to do with a few sizes. Both for the program's size.
 template <int kRun>
-constexpr int next_width(std::int64_t left) {
+constexpr int next_width(std::int64_t left, int blocks) {
   if (kRun == kBlock) {
-    const std::int64_t tiles = (left + kMostPixels - 1) / kMostPixels;
+    const int most = blocks < blocks_for(kMostPixels) ? kMostPixels / 2 : kMostPixels;
+    const std::int64_t tiles = (left + most - 1) / most;
     return static_cast<int>((left + tiles - 1) / tiles);
   }
   int width = kMostPixels;
@@ -96,7 +106,7 @@ constexpr int widest_blocks(int pixels) {
 
 template <int kRun, int kBlocks, int kPixels>
 constexpr Tile tile_or_null() {
-  if constexpr (next_width<kRun>(kPixels) == kPixels && kBlocks <= widest_blocks<kRun>(kPixels)) {
+  if constexpr (next_width<kRun>(kPixels, kBlocks) == kPixels && kBlocks <= widest_blocks<kRun>(kPixels)) {
     return &tile<kPixels, kBlocks, kRun>;
   } else {
     return nullptr;
@@ -119,7 +129,7 @@ void run(const Convolve& c) {
                                      {},
                                      tiles<kRun, 4>(Counting<kMostPixels>())};
   const std::int64_t weights_block = c.runs * kRun * kBlock;
-  int blocks = widest_blocks<kRun>(next_width<kRun>(c.pixels));
+  int blocks = widest_blocks<kRun>(next_width<kRun>(c.pixels, kMostBlocks));
   for (std::int64_t block = 0; block < c.blocks; block += blocks) {
     while (blocks > c.blocks - block) blocks /= 2;
     const float* weights = c.weights + block * weights_block;
@@ -130,14 +140,10 @@ void run(const Convolve& c) {
                                   ? nullptr
                                   : c.residual + block * c.residual_plane + row * c.residual_row;
       float* output = c.output + block * c.output_plane + row * c.output_row;
+      float* sums = c.sums == nullptr ? nullptr : c.sums + block * kBlock;
       for (std::int64_t left = c.pixels; left > 0;) {
-        const int width = next_width<kRun>(left);
-        kTiles[blocks - 1].of[width - 1](c, input, weights, bias, residual, output);
-        if (c.sums != nullptr) {  // while the tile is in the first-level cache
-          for (int i = 0; i < blocks; ++i) {
-            accumulate(output + i * c.output_plane, width, c.sums + (block + i) * kBlock);
-          }
-        }
+        const int width = next_width<kRun>(left, blocks);
+        kTiles[blocks - 1].of[width - 1](c, input, weights, bias, residual, output, sums);
         left -= width;
         input += width * c.step;
         output += width * kBlock;
