@@ -137,6 +137,11 @@ Session::~Session() = default;
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 
+std::span<float> Session::input() {
+  return {memory_->arena.get() + model_->parts_->schedule.input,
+          static_cast<std::size_t>(element_count(model_->input_shape()))};
+}
+
 std::span<const float> Session::logits(std::span<const float> input) {
   const Model::Parts& parts = *model_->parts_;
   const auto wanted = static_cast<std::size_t>(element_count(model_->input_shape()));

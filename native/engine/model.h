@@ -57,8 +57,12 @@ class Session {
 
   const Model& model() const { return *model_; }
 
-  // input: float32 [1, C, H, W], already preprocessed, not copied. Result: float32 [classes], valid
-  // until the next call or the end of the session (or of the input).
+  // Room for an input, float32 [1, C, H, W], in the session's own memory; a call of logits() leaves
+  // other numbers there.
+  std::span<float> input();
+  // input: float32 [1, C, H, W], already preprocessed, not copied: input(), or memory elsewhere.
+  // Result: float32 [classes], valid until the next call or the end of the session (or of the
+  // input).
   // Throws std::invalid_argument when the input has another number of elements.
   std::span<const float> logits(std::span<const float> input);
 

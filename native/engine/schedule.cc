@@ -21,7 +21,7 @@ struct Storage {
   std::int64_t floats = 0;
   std::size_t first = 0, last = 0;
   std::int64_t offset = 0;
-  bool external = false;  // the input or a constant
+  bool external = false;  // the input, which may lie elsewhere, or a constant
   std::int64_t rows = 0;  // of a window; 0: the whole value
 };
 
@@ -148,6 +148,10 @@ class Scheduler {
       }
     }
     storages_[memory_of_[graph_.output]].last = chains_.size();
+    Storage& input = storages_[0];
+    input.floats = (element_count(graph_.values[0].shape) + kBlock - 1) / kBlock * kBlock;
+    for (const std::size_t reader : readers_[0])
+      input.last = std::max(input.last, chain_of_[reader]);
   }
 
   // A value between two operations of a chain that nothing else sees.
@@ -200,9 +204,8 @@ class Scheduler {
       weights += static_cast<std::int64_t>(computations_[i]->weight_floats());
     }
     // Every turn reads all weights: beyond the size of the values that costs more than it saves.
-    const std::int64_t turns =
-        std::clamp<std::int64_t>(std::min((floats + kTurnFloats - 1) / kTurnFloats,
-                                          floats / weights), 1, height);
+    const std::int64_t turns = std::clamp<std::int64_t>(
+        std::min((floats + kTurnFloats - 1) / kTurnFloats, floats / weights), 1, height);
     return (height + turns - 1) / turns;
   }
 
@@ -287,6 +290,7 @@ class Scheduler {
     for (const auto& computation : computations_) {
       scratch = std::max(scratch, computation->scratch_floats());
     }
+    schedule_.input = storages_[0].offset;
     schedule_.scratch = end;
     schedule_.arena_floats = end + static_cast<std::int64_t>((scratch + 15) / 16 * 16);
     check_arena(schedule_.arena_floats);

@@ -46,6 +46,7 @@ struct Schedule {
   Place result;
   std::int64_t arena_floats = 0;
   std::int64_t scratch = 0;  // where in the arena
+  std::int64_t input = 0;    // where in the arena there is room for it
 };
 
 // `computations` are those of fused.operations; `constants` says by value where in the constants'

@@ -117,10 +117,10 @@ class NativeModel {
   }
 
   std::vector<float> run_image(std::span<const std::uint8_t> file) {
-    const quern::Preprocess& settings = model_->preprocess();
-    std::vector<float> input(static_cast<std::size_t>(quern::element_count(model_->input_shape())));
-    quern::prepare(file, settings, model_->height(), model_->width(), input);
-    return run(input);
+    const std::scoped_lock lock(turn_);
+    quern::prepare(file, model_->preprocess(), model_->height(), model_->width(), session_.input());
+    const std::span<const float> logits = session_.logits(session_.input());
+    return {logits.begin(), logits.end()};
   }
 
   template <typename Compute>

@@ -50,17 +50,17 @@ Json prediction(const ServedModel& served, const Prediction& answer) {
 Json answer(ServedModel& served, const PredictRequest& request) {
   const Model& model = *served.model;
   const std::span<const std::uint8_t> file = image_bytes(request);
-  std::unique_ptr<Workspace> workspace = served.take_workspace();
+  std::unique_ptr<Session> session = served.take_session();
   PrepareTime times;
   try {
-    times = prepare(file, model.preprocess(), model.height(), model.width(), workspace->input,
+    times = prepare(file, model.preprocess(), model.height(), model.width(), session->input(),
                     request.max_pixels);
   } catch (...) {
-    served.give_back(std::move(workspace));  // whoever sends bad images must not cost a new one
+    served.give_back(std::move(session));  // whoever sends bad images must not cost a new one
     throw;
   }
   const double prepared = monotonic_seconds();
-  const std::span<const float> logits = workspace->session.logits(workspace->input);
+  const std::span<const float> logits = session->logits(session->input());
   const std::vector<Prediction> best = top_k(softmax(logits), request.top);
   const double end = monotonic_seconds();
 
@@ -76,7 +76,7 @@ Json answer(ServedModel& served, const PredictRequest& request) {
     result["logits"] = Json::array();
     for (const float logit : logits) result["logits"].push_back(float_number(logit));
   }
-  served.give_back(std::move(workspace));
+  served.give_back(std::move(session));
   return result;
 }
 

@@ -12,11 +12,6 @@ namespace quern {
 
 namespace {
 
-std::size_t input_size(const Model& model) {
-  return static_cast<std::size_t>(model.channels()) * static_cast<std::size_t>(model.height()) *
-         static_cast<std::size_t>(model.width());
-}
-
 void require_digest(const std::string& path, const std::string& read, const std::string& manifest) {
   if (read == manifest) return;
   throw std::runtime_error(path + " has digest " + read + ", its manifest says " + manifest +
@@ -24,9 +19,6 @@ void require_digest(const std::string& path, const std::string& read, const std:
 }
 
 }  // namespace
-
-Workspace::Workspace(const std::shared_ptr<const Model>& model)
-    : input(input_size(*model)), session(model) {}
 
 std::shared_ptr<ServedModel> ServedModel::from_files(const std::string& weights,
                                                      const std::string& classes) {
@@ -39,7 +31,7 @@ std::shared_ptr<ServedModel> ServedModel::from_files(const std::string& weights,
   served->classes = parse_classes(text, classes, served->model->classes().size());
   served->name = base_name(weights);
   served->label = served->name;
-  served->give_back(served->take_workspace());  // the first request need not wait for memory
+  served->give_back(served->take_session());  // the first request need not wait for memory
   return served;
 }
 
@@ -56,21 +48,21 @@ std::shared_ptr<ServedModel> ServedModel::from_release(const std::string& direct
   return served;
 }
 
-std::unique_ptr<Workspace> ServedModel::take_workspace() {
+std::unique_ptr<Session> ServedModel::take_session() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!idle_.empty()) {
-      auto workspace = std::move(idle_.back());
+      auto session = std::move(idle_.back());
       idle_.pop_back();
-      return workspace;
+      return session;
     }
   }
-  return std::make_unique<Workspace>(model);
+  return std::make_unique<Session>(model);
 }
 
-void ServedModel::give_back(std::unique_ptr<Workspace> workspace) {
+void ServedModel::give_back(std::unique_ptr<Session> session) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  idle_.push_back(std::move(workspace));
+  idle_.push_back(std::move(session));
 }
 
 }  // namespace quern

@@ -12,13 +12,6 @@
 
 namespace quern {
 
-// What one thread needs for one forward pass.
-struct Workspace {
-  explicit Workspace(const std::shared_ptr<const Model>& model);
-  std::vector<float> input;  // float32 [1, C, H, W]
-  Session session;
-};
-
 class ServedModel {
  public:
   // Reads and checks both files. Throws std::runtime_error with one sentence.
@@ -35,14 +28,14 @@ class ServedModel {
   std::vector<Json> classes;  // one object per output
   std::shared_ptr<const Model> model;
 
-  // Workspaces are kept for the next request, as many as were ever used at once, and go when the
+  // Sessions are kept for the next request, as many as were ever used at once, and go when the
   // model goes.
-  std::unique_ptr<Workspace> take_workspace();
-  void give_back(std::unique_ptr<Workspace> workspace);
+  std::unique_ptr<Session> take_session();
+  void give_back(std::unique_ptr<Session> session);
 
  private:
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> idle_;
+  std::vector<std::unique_ptr<Session>> idle_;
 };
 
 }  // namespace quern

@@ -1,8 +1,8 @@
 // conv2d and linear, as a matrix product over the input where it lies. A 1x1 convolution reads the
 // value itself; any other copies the rows it needs, with their padding, to scratch, and with a
 // stride in x sorts the columns of blocks by their remainder (phase), so that neighbouring outputs
-// always read neighbouring pixels. Groups are blocks of input channels that a block of output channels reads;
-// where groups are narrower than a block, the other channels' weights are zeros.
+// always read neighbouring pixels. Groups are blocks of input channels that a block of output
+// channels reads; where groups are narrower than a block, the other channels' weights are zeros.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -76,8 +76,8 @@ class Convolution final : public Computation {
     pack(*operation.node, graph);
     if (g_.reads_in_place()) return;
     phases_ = g_.planar ? 1 : g_.stride.x;
-    columns_ = ((g_.out.width - 1) * g_.stride.x + (g_.kernel.x - 1) * g_.dilation.x + phases_) /
-               phases_;
+    columns_ =
+        ((g_.out.width - 1) * g_.stride.x + (g_.kernel.x - 1) * g_.dilation.x + phases_) / phases_;
     const std::int64_t input_units = g_.planar ? g_.in.channels : g_.in.blocks();
     const std::int64_t row = input_units * copied_row();
     const auto rows_in = [&](std::int64_t rows) {
@@ -302,9 +302,7 @@ class Convolution final : public Computation {
 
   // Whether any tap falls on that row, or on a column of that phase.
   bool reads_row(std::int64_t y) const { return reads(y, g_.kernel.y, g_.dilation.y, g_.stride.y); }
-  bool reads_phase(std::int64_t x) const {
-    return reads(x, g_.kernel.x, g_.dilation.x, phases_);
-  }
+  bool reads_phase(std::int64_t x) const { return reads(x, g_.kernel.x, g_.dilation.x, phases_); }
   static bool reads(std::int64_t at, std::int64_t kernel, std::int64_t dilation,
                     std::int64_t stride) {
     for (std::int64_t tap = 0; tap < std::min(kernel, stride); ++tap) {

@@ -106,7 +106,8 @@ constexpr int widest_blocks(int pixels) {
 
 template <int kRun, int kBlocks, int kPixels>
 constexpr Tile tile_or_null() {
-  if constexpr (next_width<kRun>(kPixels, kBlocks) == kPixels && kBlocks <= widest_blocks<kRun>(kPixels)) {
+  if constexpr (next_width<kRun>(kPixels, kBlocks) == kPixels &&
+                kBlocks <= widest_blocks<kRun>(kPixels)) {
     return &tile<kPixels, kBlocks, kRun>;
   } else {
     return nullptr;

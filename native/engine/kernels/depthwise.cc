@@ -125,8 +125,9 @@ void row_of_three(const Depthwise& d, const float* rows, Taps down, std::int64_t
 }
 
 bool is_three_wide(const Depthwise& d) {
-  return kLanes > 1 && d.kernel_width == 3 && d.dilation_x == 1 && (d.stride_x == 1 || d.stride_x == 2) &&
-         d.left <= 1 && (d.out_width - 1) * d.stride_x - d.left + 2 <= d.in_width;
+  return kLanes > 1 && d.kernel_width == 3 && d.dilation_x == 1 &&
+         (d.stride_x == 1 || d.stride_x == 2) && d.left <= 1 &&
+         (d.out_width - 1) * d.stride_x - d.left + 2 <= d.in_width;
 }
 
 }  // namespace
