@@ -43,6 +43,19 @@ std::uint64_t big_endian(std::span<const std::uint8_t> bytes) {
   return value;
 }
 
+// Turns big-endian float32 into the machine's, in place, up to the first that is not finite: its
+// index, or `count`.
+std::size_t to_native_floats(std::uint8_t* data, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i, data += sizeof(std::uint32_t)) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, data, sizeof(bits));
+    if constexpr (std::endian::native == std::endian::little) bits = __builtin_bswap32(bits);
+    if (!std::isfinite(std::bit_cast<float>(bits))) return i;
+    std::memcpy(data, &bits, sizeof(bits));
+  }
+  return count;
+}
+
 // ---- JSON: every access says where it looked and what it wanted ----
 
 // Before parsing: the parser's own hook for this takes a time that grows with the square of a
@@ -176,12 +189,8 @@ void read_tensors(const Json& json, std::size_t header_end, std::span<std::uint8
     end = offset + length;
 
     std::uint8_t* const data = file.data() + offset;
-    for (std::size_t i = 0; i < length; i += sizeof(float)) {
-      const auto bits = static_cast<std::uint32_t>(big_endian({data + i, sizeof(float)}));
-      if (!std::isfinite(std::bit_cast<float>(bits))) {
-        fail(where + "element " + std::to_string(i / sizeof(float)) + " is not finite");
-      }
-      std::memcpy(data + i, &bits, sizeof(bits));
+    if (const std::size_t bad = to_native_floats(data, elements); bad < elements) {
+      fail(where + "element " + std::to_string(bad) + " is not finite");
     }
     tensor.data = {reinterpret_cast<const float*>(data), elements};
     if (!by_name.emplace(tensor.name, graph.tensors.size()).second) {

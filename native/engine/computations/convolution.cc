@@ -177,21 +177,25 @@ class Convolution final : public Computation {
     weight_floats_ = static_cast<std::size_t>(floats);
     weights_ = allocate_floats(weight_floats_);
     bias_ = allocate_floats(static_cast<std::size_t>(g_.out.blocks() * kBlock));
-    float* to = weights_.get();
+    std::fill_n(weights_.get(), weight_floats_, 0.0F);
+    const std::int64_t taps = g_.kernel.y * g_.kernel.x;
+    const float* from = weight.data.data();
     for (const Section& section : sections_) {
-      for (std::int64_t block = section.first; block < section.first + section.blocks; ++block) {
-        for_each_run(section, [&](std::int64_t input, std::int64_t y, std::int64_t x) {
-          for (std::int64_t k = 0; k < unit_; ++k) {
-            const std::int64_t channel = input * unit_ + k;
-            for (std::int64_t o = block * kBlock; o < (block + 1) * kBlock; ++o) {
-              const std::int64_t in_group = channel - o / outputs * inputs;
-              const bool there = o < g_.out.channels && in_group >= 0 && in_group < inputs;
-              *to++ = there ? weight.data[static_cast<std::size_t>(
-                                  ((o * inputs + in_group) * g_.kernel.y + y) * g_.kernel.x + x)]
-                            : 0.0F;
-            }
+      const std::int64_t end = std::min((section.first + section.blocks) * kBlock, g_.out.channels);
+      for (std::int64_t o = section.first * kBlock; o < end; ++o) {
+        float* const to = weights_.get() + section.weights +
+                          (o / kBlock - section.first) * runs(section) * unit_ * kBlock +
+                          o % kBlock;
+        const std::int64_t first = o / outputs * inputs;
+        for (std::int64_t i = 0; i < inputs; ++i, from += taps) {
+          const std::int64_t channel = first + i;
+          const std::int64_t unit = g_.planar ? channel : channel / kBlock;
+          const std::int64_t in_unit = g_.planar ? 0 : channel % kBlock;
+          const std::int64_t run = (unit - section.first_input) * taps;
+          for (std::int64_t tap = 0; tap < taps; ++tap) {
+            to[((run + tap) * unit_ + in_unit) * kBlock] = from[tap];
           }
-        });
+        }
       }
     }
     for (std::int64_t o = 0; o < g_.out.blocks() * kBlock; ++o) {
