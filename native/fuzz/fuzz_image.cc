@@ -70,29 +70,56 @@ Settings settings_of(std::span<const std::uint8_t> bytes, ColorMode mode) {
   return settings;
 }
 
-void try_preprocess(const Image& image, const Settings& settings) {
+// What one of the two ways made of a file: the network's input, or the status of its refusal.
+struct Outcome {
+  int status = 0;
+  std::vector<float> output;
+};
+
+template <typename Way>
+Outcome outcome_of(const Settings& settings, Way way) {
   const auto channels = static_cast<std::size_t>(settings.preprocess.channels());
-  std::vector<float> output(channels * static_cast<std::size_t>(settings.height) *
-                                static_cast<std::size_t>(settings.width),
-                            NAN);
+  Outcome outcome;
+  outcome.output.assign(channels * static_cast<std::size_t>(settings.height) *
+                            static_cast<std::size_t>(settings.width),
+                        NAN);
   try {
-    preprocess(image, settings.preprocess, settings.height, settings.width, output);
+    way(outcome.output);
   } catch (const ImageError& error) {
-    return check_refusal(error);
+    check_refusal(error);
+    return {error.status(), {}};
   }
-  if (!std::all_of(output.begin(), output.end(), [](float x) { return std::isfinite(x); })) {
+  const auto finite = [](float x) { return std::isfinite(x); };
+  if (!std::all_of(outcome.output.begin(), outcome.output.end(), finite)) {
     finding("a preprocessed pixel is not a finite number");
   }
+  return outcome;
+}
+
+// The server's way, with memory for a few rows only, must give the plain one's numbers; it may find
+// another of two reasons for a refusal first.
+void try_prepare(std::span<const std::uint8_t> file, const Settings& settings,
+                 const Outcome& plain) {
+  const Outcome prepared = outcome_of(settings, [&](std::span<float> output) {
+    prepare(file, settings.preprocess, settings.height, settings.width, output, kMaxPixels);
+  });
+  if ((prepared.status == 0) != (plain.status == 0)) {
+    finding("prepare() ends with status " + std::to_string(prepared.status) +
+            ", decode() and preprocess() with " + std::to_string(plain.status));
+  }
+  if (prepared.output != plain.output) finding("prepare() gives other numbers than preprocess()");
 }
 
 // Height and width, {0, 0} when the image is refused.
 std::array<int, 2> try_image(std::span<const std::uint8_t> file,
-                             std::span<const std::uint8_t> settings, ColorMode mode) {
+                             std::span<const std::uint8_t> settings_bytes, ColorMode mode) {
+  const Settings settings = settings_of(settings_bytes, mode);
   Image image;
   try {
     image = decode(file, mode, kMaxPixels);
   } catch (const ImageError& error) {
     check_refusal(error);
+    try_prepare(file, settings, {error.status(), {}});
     return {0, 0};
   }
   const std::size_t bytes = image.row_bytes() * static_cast<std::size_t>(image.height);
@@ -102,7 +129,10 @@ std::array<int, 2> try_image(std::span<const std::uint8_t> file,
   if (bytes / static_cast<std::size_t>(image.channels) > kMaxPixels) {
     finding("an image was decoded that has more pixels than are allowed");
   }
-  try_preprocess(image, settings_of(settings, mode));
+  const Outcome plain = outcome_of(settings, [&](std::span<float> output) {
+    preprocess(image, settings.preprocess, settings.height, settings.width, output);
+  });
+  try_prepare(file, settings, plain);
   return {image.height, image.width};
 }
 
