@@ -10,7 +10,7 @@ import pytest
 
 from tests.build_project import BuildProject, kill_started
 
-# A shell's background job ignores SIGINT, nohup's SIGHUP, and so would every doit started from here.
+# A shell's background job ignores SIGINT, nohup's SIGHUP; so would every doit started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
