@@ -37,9 +37,9 @@ inline Register load(const float* from) { return *reinterpret_cast<const Registe
 // Loads once what several sums are made from; compilers would rather read memory for each.
 inline Register load_once(const float* from) {
   Register value = load(from);
-#if defined(__x86_64__)
+#if defined(__AVX2__)
   asm("" : "+v"(value));
-#elif defined(__aarch64__)
+#elif defined(__ARM_NEON) && !defined(QUERN_SCALAR)
   asm("" : "+w"(value));
 #endif
   return value;
