@@ -28,7 +28,7 @@ CONFIRM_SECONDS = 10.0
 def task_deploy() -> Iterator[dict[str, Any]]:
     """Make each model's release live where models.yaml says, proved by its golden set."""
     configuration = load_configuration()
-    for name, model in configuration.models.items():
+    for name, model in configuration.classifiers().items():
         if not model.deploy:
             continue
         files = release_files(name, model.classes)

@@ -19,7 +19,7 @@ from tasks.models.layout import artifact, cycle_of
 
 def task_fetch() -> Iterator[dict[str, Any]]:
     """Bring each model's checkpoint from where training writes it."""
-    for name, model in load_configuration().models.items():
+    for name, model in load_configuration().classifiers().items():
         source = model.checkpoint
         yield Recipe(
             name="fetch",

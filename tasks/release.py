@@ -23,7 +23,7 @@ ROLE_FILES = {
 
 def task_release() -> Iterator[dict[str, Any]]:
     """Write each model's release manifest: role → digest."""
-    for name, model in load_configuration().models.items():
+    for name, model in load_configuration().classifiers().items():
         yield Recipe(
             name="release",
             version=1,

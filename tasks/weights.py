@@ -20,7 +20,7 @@ PROBES = 8
 
 def task_graph() -> Iterator[dict[str, Any]]:
     """Trace each model's architecture: the graph that every checkpoint of it is put into."""
-    for name, model in load_configuration().models.items():
+    for name, model in load_configuration().classifiers().items():
         yield Recipe(
             name="graph",
             version=2,
@@ -34,7 +34,7 @@ def task_graph() -> Iterator[dict[str, Any]]:
 
 def task_weights() -> Iterator[dict[str, Any]]:
     """Lower each model's checkpoint to model_weights.bin, with a golden set by PyTorch."""
-    for name, model in load_configuration().models.items():
+    for name, model in load_configuration().classifiers().items():
         yield Recipe(
             name="weights",
             version=2,

@@ -20,6 +20,7 @@ from tasks.core.errors import QuernError
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Format = Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9_]{1,15}$")]
 # Not a tuple type: msgspec 0.19 to 0.22 crashes at exit on one in a union.
 HeightAndWidth = Annotated[list[Size], msgspec.Meta(min_length=2, max_length=2)]
 
@@ -65,6 +66,115 @@ class Classifier(Section, frozen=True, tag_field="kind", tag="classifier"):
     deploy: dict[Name, dict[Name, Port]] = {}
 
 
+class Merge(Section, frozen=True):
+    """How the adapter is merged into the base; `drop`: the merged model is removed once all that
+    is made of it is there, and made again when something new needs it. `base_name`: the name of
+    the base in the adapter's own configuration, where that is not the base directory's."""
+
+    tool: Literal["automatic", "peft", "unsloth"] = "automatic"
+    base_name: str | None = None
+    drop: bool = False
+
+
+class Convert(Section, frozen=True):
+    """Merged model → GGUF; `pre_tokenizer` declares one that llama.cpp does not recognize, by
+    llama.cpp's name for it (`gpt-2`, `llama-bpe`, …). `parity` is the text on which the tokenizers
+    must agree, by default all of the evaluation's. `drop`: as in `merge`."""
+
+    type: Literal["f16", "bf16", "f32"] = "f16"
+    pre_tokenizer: str | None = None
+    parity: str | None = None
+    drop: bool = False
+
+
+class Quantize(Section, frozen=True):
+    """Quantized formats, by llama.cpp's names for them; `primary` is the one that is deployed, by
+    default the first. `imatrix` is a text from which the importance of weights is measured.
+    `allow_fallback`: where a tensor's rows don't fit a K-quant, another type may take its place."""
+
+    formats: Annotated[list[Format], msgspec.Meta(min_length=1)]
+    primary: Format | None = None
+    imatrix: str | None = None
+    allow_fallback: bool = False
+
+
+class Evaluate(Section, frozen=True):
+    """What a format is measured on, and how far it may be from the unquantized model.
+
+    `max_kl` is the mean Kullback-Leibler divergence in nats, `min_top1` the share of tokens whose
+    likeliest successor is the same. `max_kl_torch` holds the unquantized model against PyTorch.
+    `questions` is a file of JSON lines {"category", "prompt", "answer"}."""
+
+    text: str | None = None
+    tokens: Annotated[int, msgspec.Meta(ge=32)] = 1024
+    context: Annotated[int, msgspec.Meta(ge=16)] = 256
+    max_kl: Annotated[float, msgspec.Meta(gt=0)] = 0.1
+    min_top1: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
+    max_kl_torch: Annotated[float, msgspec.Meta(gt=0)] = 0.001
+    questions: str | None = None
+
+
+class Chat(Section, frozen=True):
+    """How the model is talked to, wherever it is deployed."""
+
+    context: Annotated[int, msgspec.Meta(ge=16)] = 4096
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.8
+    system: str | None = None
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 2
+
+
+class Health(Section, frozen=True):
+    """What a healthy model does: answers each prompt with `min_length` characters or more, at
+    `min_tokens_per_second` or more, the first byte of /health within `max_latency_ms`."""
+
+    prompts: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["Hello"]
+    )
+    min_length: Annotated[int, msgspec.Meta(ge=0)] = 1
+    min_tokens_per_second: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    max_latency_ms: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
+    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+
+
+class LmStudio(Section, frozen=True):
+    """LM Studio's folder on the host; the file goes to models/<publisher>/<model>/."""
+
+    folder: str = "~/.lmstudio"
+    publisher: Name = "quern"
+    by: Literal["automatic", "copy", "hard-link", "symbolic-link"] = "automatic"
+
+
+class Ollama(Section, frozen=True):
+    """Ollama on the host: a Modelfile, and `ollama create` where the program is."""
+
+    name: str | None = None
+
+
+class ModelDeploy(Section, frozen=True):
+    """Where a language model goes on one host; each of the keys is a channel of its own."""
+
+    lmstudio: LmStudio | None = None
+    ollama: Ollama | None = None
+    chat: Port | None = None
+    keep: Annotated[int, msgspec.Meta(ge=1)] = 3
+
+
+class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
+    """A language model: base (+ adapter) → merged → GGUF → quantized, verified, served.
+
+    `base` and `adapter` are directories as Hugging Face's libraries write them."""
+
+    base: str
+    quantize: Quantize
+    adapter: str | None = None
+    merge: Merge = Merge()
+    convert: Convert = Convert()
+    evaluate: Evaluate = Evaluate()
+    chat: Chat = Chat()
+    health: Health = Health()
+    deploy: dict[Name, ModelDeploy] = {}
+
+
 class Host(Section, frozen=True):
     """A machine that serves; `root` is the folder for releases on it."""
 
@@ -74,8 +184,16 @@ class Host(Section, frozen=True):
 class Configuration(Section, frozen=True):
     """The whole of models.yaml."""
 
-    models: dict[Name, Classifier]
+    models: dict[Name, Classifier | LanguageModel]
     hosts: dict[Name, Host] = {}
+
+    def classifiers(self) -> dict[str, Classifier]:
+        """The models of kind classifier, by name."""
+        return {n: m for n, m in self.models.items() if isinstance(m, Classifier)}
+
+    def language_models(self) -> dict[str, LanguageModel]:
+        """The models of kind llm, by name."""
+        return {n: m for n, m in self.models.items() if isinstance(m, LanguageModel)}
 
 
 @lru_cache
@@ -116,7 +234,7 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
                 raise _fault(
                     path, tree, ["models", name, "deploy", host], f"no such host; hosts are {known}"
                 )
-            for channel, port in channels.items():
+            for channel, port in _ports(channels).items():
                 taken = ports.setdefault((host, port), f"{name} {channel}")
                 if taken != f"{name} {channel}":
                     raise _fault(
@@ -125,6 +243,9 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
                         ["models", name, "deploy", host, channel],
                         f"port {port} is taken by {taken}",
                     )
+        if isinstance(model, LanguageModel):
+            _check_language_model(model, name, tree, path)
+            continue
         channels_of_pixels = 1 if model.preprocess.mode == "L" else 3
         for key in ("mean", "std"):
             values = getattr(model.preprocess, key)
@@ -138,6 +259,24 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
                 )
         if 0.0 in model.preprocess.std:
             raise _fault(path, tree, ["models", name, "preprocess", "std"], "must not hold zero")
+
+
+def _ports(channels: dict[str, int] | ModelDeploy) -> dict[str, int]:
+    if isinstance(channels, ModelDeploy):
+        return {"chat": channels.chat} if channels.chat else {}
+    return channels
+
+
+def _check_language_model(model: LanguageModel, name: str, tree: Any, path: str) -> None:
+    formats = model.quantize.formats
+    keys = ["models", name, "quantize"]
+    repeated = next((f for f in formats if formats.count(f) > 1), None)
+    if repeated:
+        raise _fault(path, tree, [*keys, "formats"], f"{repeated} is there twice")
+    if model.quantize.primary not in (None, *formats):
+        raise _fault(path, tree, [*keys, "primary"], f"must be one of {', '.join(formats)}")
+    if model.adapter is None and model.merge.tool != "automatic":
+        raise _fault(path, tree, ["models", name, "merge"], "there is no adapter to merge")
 
 
 def _keys_of(place: str, value: Any, error: str) -> list[str]:

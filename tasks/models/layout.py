@@ -26,3 +26,10 @@ def cycle_of(path: str) -> int | None:
     """The training cycle in a path, `…/checkpoints_cycle13/…` → 13, to be compared as a number."""
     found = re.findall(r"cycle_?(\d+)", path)
     return int(found[-1]) if found else None
+
+
+# What tasks/llama.py provides of llama.cpp: the converter as one archive of Python code, and the
+# server with the libraries it needs.
+CONVERTER = "native/build/llama/converter.zip"
+LLAMA_FOLDER = "native/build/llama"
+LLAMA_SERVER = f"{LLAMA_FOLDER}/llama-server"
