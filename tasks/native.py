@@ -1,9 +1,7 @@
 """Native: build the C++ server, the holder that keeps it, and the Python module, with CMake."""
 
 import os
-import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -11,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.core.action import progress
+from tasks.core.cmake import cmake_build
 from tasks.core.digest import files_below
-from tasks.core.errors import QuernError
 from tasks.core.recipe import Recipe
 from tasks.core.tools import compiler, package_version, static_library
 
@@ -61,24 +58,9 @@ def build(sources: list[str], options: list[str], names: dict[str, str], **outpu
     The folder is fresh because make goes by times, and an edit that keeps them must count.
     Raises QuernError: no compiler, CMake's own complaint, or the first compiler error.
     """
-    if compiler() is None:
-        raise QuernError(
-            "no C++ compiler: install one (Debian: apt-get install g++; macOS: xcode-select "
-            "--install) or set CXX"
-        )
-    cmake = shutil.which("cmake", path=os.path.dirname(sys.executable)) or "cmake"
     with tempfile.TemporaryDirectory(dir=Path(next(iter(outputs.values()))).parent) as folder:
-        # make, not ninja, which puts each compiler in a process group of its own: killed hard, it
-        # leaves them running.
-        configure = [cmake, "-S", ".", "-B", folder, "-G", "Unix Makefiles"]
-        configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
-        run([*configure, *options], complain=cmake_complaint)
         targets = [name.partition(".")[0] for name in names.values()]
-        jobs = str(os.cpu_count() or 1)
-        run(
-            [cmake, "--build", folder, "--parallel", jobs, "--target", *targets],
-            complain=compiler_complaint,
-        )
+        cmake_build(".", folder, [f"-DPython_EXECUTABLE={sys.executable}", *options], targets)
         for role, name in names.items():
             stem = name.partition(".")[0]
             built = [p for p in Path(folder).rglob(f"{stem}*") if p.is_file() and is_product(p)]
@@ -88,40 +70,3 @@ def build(sources: list[str], options: list[str], names: dict[str, str], **outpu
 def is_product(path: Path) -> bool:
     """Whether a file in the build folder is a linked program or module."""
     return path.suffix in ("", ".so") and os.access(path, os.X_OK)
-
-
-def run(command: list[str], complain: Any) -> None:
-    """Run one build step; its output goes to the task's log, make's percentage to the terminal."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    lines = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="")
-        lines.append(line.rstrip())
-        step = re.match(r"\[ *(\d+)%\]", line)
-        if step:
-            progress("compiling", int(step[1]), 100, "%")
-    if process.wait():
-        raise QuernError(complain(lines))
-
-
-def cmake_complaint(lines: list[str]) -> str:
-    """CMake's error message in one line."""
-    text = "\n".join(lines)
-    found = re.search(r"CMake Error[^\n]*\n\s*(.+?)(?:\n\s*\n|\Z)", text, re.DOTALL)
-    return "CMake: " + " ".join((found[1] if found else text[-300:]).split())
-
-
-def compiler_complaint(lines: list[str]) -> str:
-    """The first compiler or linker error."""
-    for line in lines:
-        if re.search(r"\b(error|fatal error|undefined reference)\b", line):
-            return line.strip()
-    return lines[-1] if lines else "the build failed"

@@ -17,6 +17,8 @@ from typing import Any
 from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.lifeline import Process, end, how_it_ended, start
 
+LAST_WORDS_BYTES = 4096
+
 
 def call_in_child(
     function: str,
@@ -32,6 +34,7 @@ def call_in_child(
     request_read, request_write = os.pipe()
     events_read, events_write = os.pipe()
     failure, result = None, None
+    logged = log.stat().st_size if log.exists() else 0
     with os.fdopen(events_read, "rb", buffering=0) as events:
         with open(log, "ab") as output, _closed(request_read, events_write):
             child = [
@@ -64,8 +67,17 @@ def call_in_child(
     if failure is not None:
         raise failure
     if status:
-        raise QuernError(f"its process {how_it_ended(status)}")
+        raise QuernError(f"its process {how_it_ended(status)}{_last_words(log, logged)}")
     return result
+
+
+def _last_words(log: Path, start: int) -> str:
+    """The last lines that were logged from byte `start` on, for the end of a sentence."""
+    with open(log, "rb") as file:
+        file.seek(max(start, os.fstat(file.fileno()).st_size - LAST_WORDS_BYTES))
+        text = file.read().decode(errors="replace")
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return f"; its last words: {' | '.join(lines[-3:])[-300:]} (in full: {log})" if lines else ""
 
 
 def _events(descriptor: int, process: Process) -> Iterator[dict[str, Any]]:

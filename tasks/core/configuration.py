@@ -196,9 +196,15 @@ class Configuration(Section, frozen=True):
         return {n: m for n, m in self.models.items() if isinstance(m, LanguageModel)}
 
 
+def configuration_file() -> str:
+    """The file that says what to build: `QUERN_MODELS`, by default models.yaml."""
+    return os.environ.get("QUERN_MODELS") or "models.yaml"
+
+
 @lru_cache
-def load_configuration(path: str = "models.yaml") -> Configuration:
+def load_configuration(path: str | None = None) -> Configuration:
     """Read and check the configuration. Raises QuernError: file, line, key, what is wrong."""
+    path = path or configuration_file()
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

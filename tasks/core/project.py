@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.digest import DigestIndex, digest_of_bytes
+from tasks.core.intermediates import Intermediates
 from tasks.core.lock import ProjectLock
 from tasks.core.state import State
 from tasks.core.store import Store
@@ -28,6 +29,7 @@ class Project:
         self.state = State(self.private / "state.db")
         self.index = DigestIndex(self.state)
         self.store = Store(self.private / "store", self.index)
+        self.intermediates = Intermediates(self)
 
     def remove_leftovers(self) -> None:
         """Remove the work directories of killed runs; only for the holder of the lock."""

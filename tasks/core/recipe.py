@@ -35,7 +35,9 @@ class Recipe:
     keyword argument (paths as strings; outputs are paths in the work directory). `inputs` may
     be a function that finds them when the task's turn comes (a watched folder). `tools` are
     versions of what does the work; `tool_files` are programs, libraries and modules that count
-    by digest but are not passed on. The module of `function` itself always counts.
+    by digest but are not passed on. The module of `function` itself always counts. Outputs of a
+    `large` recipe share their bytes with the store even where the file system has no reflink, and
+    are read-only then; those of one with `drop` may be removed (`tasks.core.intermediates`).
     """
 
     name: str
@@ -46,6 +48,8 @@ class Recipe:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     tool_files: tuple[str, ...] = ()
+    large: bool = False
+    drop: bool = False
 
     def task(self, name: str, doc: str, **more: Any) -> dict[str, Any]:
         """The doit task that keeps this recipe's outputs up to date."""
@@ -128,7 +132,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         """Find the inputs as they are now; returns the components of the result."""
         self.project = project
         self.inputs = self.recipe.current_inputs()
-        self.components = self.recipe.components(self.inputs, project.index.digest)
+        self.components = self.recipe.components(self.inputs, project.intermediates.digest)
         return self.components
 
     @property
@@ -145,7 +149,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
             if outputs is None:
                 outputs = self._run()
             for role, target in self.recipe.outputs.items():
-                self.project.store.place(outputs[role], Path(target))
+                self.project.store.place(outputs[role], Path(target), self.recipe.large)
                 self.targets[target] = outputs[role].digest
         except (QuernError, OSError) as error:
             return failed(error)
@@ -154,6 +158,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
     def _run(self) -> dict[str, Artifact]:
         assert self.project is not None
         project, recipe = self.project, self.recipe
+        project.intermediates.bring_back(each_path(self.inputs), self.task.name)
         work = project.work_directory(self.task.name)
         try:
             paths = {

@@ -132,7 +132,7 @@ class Records:
     def _changed_targets(self, task: Any, recorded: dict[str, str]) -> Iterable[Reason]:
         for target in task.targets:
             try:
-                digest = self.project.index.digest(target)
+                digest = self.project.intermediates.digest(target)
             except OSError:
                 yield Reason("target missing", target)
                 continue
@@ -197,6 +197,8 @@ class Records:
             "values": task.values,
             "result": result_hash if result_hash is not None else _result(task),
         }
+        if action:
+            self.project.intermediates.remember(action, record["targets"])
         self._commit(task.name, record)
 
     def remove_success(self, task: Any) -> None:

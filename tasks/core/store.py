@@ -61,11 +61,12 @@ class Store:
             self._index.remember(str(destination), digest)
         return Artifact(digest, bool(status.st_mode & stat.S_IXUSR))
 
-    def place(self, artifact: Artifact, target: Path) -> None:
+    def place(self, artifact: Artifact, target: Path, large: bool = False) -> None:
         """Put a copy of the artifact at `target` by rename; nothing to do if it is there already.
 
-        The copy shares its blocks with the store where the file system can (reflink). It is
-        never a hard link: an edit in place of the target would reach the store.
+        The copy shares its blocks with the store where the file system can (reflink). Elsewhere a
+        `large` one is a second name of the store's own file, read-only: an edit in place, by root
+        or after chmod, reaches the store, which then notices the damage and lets it be made anew.
         """
         for parent in target.parents:
             if parent.is_file():
@@ -79,14 +80,23 @@ class Store:
                 return
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _clone(self.object_path(artifact.digest), temporary)
-            os.chmod(temporary, 0o755 if artifact.executable else 0o644)
+            linked = _clone(
+                self.object_path(artifact.digest), temporary, link=large and not artifact.executable
+            )
+            if not linked:
+                os.chmod(temporary, 0o755 if artifact.executable else 0o644)
             os.replace(temporary, target)
+            if linked:  # the link moved the file's ctime
+                self._index.remember(str(self.object_path(artifact.digest)), artifact.digest)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(target.parent)
         self._index.remember(str(target), artifact.digest)
+
+    def discard(self, digest: str) -> None:
+        """Remove an artifact; a result that names it has to be made again."""
+        self.object_path(digest).unlink(missing_ok=True)
 
     def result(self, key: str) -> dict[str, Artifact] | None:
         """The outputs recorded under a recipe key, if all their bytes are still whole here."""
@@ -136,13 +146,28 @@ def recipe_key(name: str, components: dict[str, str]) -> str:
     return digest_of_bytes(canonical_json({"recipe": name, "components": components}))
 
 
-def _clone(source: Path, destination: Path) -> None:
-    """Copy by reflink if the file system can, else by content; synced to disk."""
+def _clone(source: Path, destination: Path, link: bool = False) -> bool:
+    """Copy by reflink if the file system can, else by a hard link if `link` allows it, else by
+    content; synced to disk. Returns whether it is a hard link."""
     with open(source, "rb") as reader, open(destination, "wb") as writer:
         if not _reflink(reader.fileno(), writer.fileno()):
+            if link and _hard_link(source, destination):
+                return True
             shutil.copyfileobj(reader, writer, 4 << 20)
             writer.flush()
         os.fsync(writer.fileno())
+    return False
+
+
+def _hard_link(source: Path, destination: Path) -> bool:
+    link = destination.with_name(f"{destination.name}.link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+    except OSError:  # another file system, or one without links
+        return False
+    os.replace(link, destination)
+    return True
 
 
 def _reflink(source: int, destination: int) -> bool:

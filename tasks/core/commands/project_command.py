@@ -18,7 +18,7 @@ from doit.globals import Globals
 
 from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
-from tasks.core.records import Records
+from tasks.core.records import Records, recipe_action
 
 A_TASK_BROKE = 2
 COULD_NOT_START = 3
@@ -118,6 +118,10 @@ class ProjectCommand:
         # One file is one node, however it is spelled.
         task.file_dep = {self._spelled_once(path) for path in task.file_dep}
         task.targets = [self._spelled_once(path) for path in task.targets]
+        action = recipe_action(task)
+        if action and action.recipe.drop:
+            action.task = task
+            self.project.intermediates.adopt(action, self.dep_manager.recorded(task.name))
 
     def _spelled_once(self, path: str) -> str:
         if path.startswith("/"):
