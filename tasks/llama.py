@@ -5,7 +5,6 @@ converter and server belong together. A project with classifiers only never fetc
 """
 
 import os
-import platform
 import subprocess
 import sys
 import tarfile
@@ -22,6 +21,7 @@ from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.recipe import Recipe
 from tasks.core.tools import compiler, package_version
 from tasks.models.layout import CONVERTER, LLAMA_FOLDER
+from tasks.models.llama_cpp.files import PROGRAMS, built_files, dispatches
 
 # The version is also pyproject.toml's, for the Python package.
 VERSION = "0.3.36"
@@ -29,22 +29,6 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SOURCE = f"{LLAMA_FOLDER}/llama_cpp_python-{VERSION}.tar.gz"
 TREE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 
-PROGRAMS = ("llama-server", "llama-imatrix")
-LIBRARIES = ("llama", "llama-common", "llama-server-impl", "mtmd", "ggml", "ggml-base")
-# One build of the CPU kernels for each generation of processors, the best chosen at run time
-# (GGML_CPU_ALL_VARIANTS in ggml/src/CMakeLists.txt).
-PROCESSORS = {
-    ("Linux", "x86_64"): (
-        *("x64", "sse42", "sandybridge", "ivybridge", "piledriver", "haswell", "skylakex"),
-        *("cannonlake", "cascadelake", "icelake", "cooperlake", "zen4", "alderlake"),
-        "sapphirerapids",
-    ),
-    ("Linux", "aarch64"): (
-        *("armv8.0_1", "armv8.2_1", "armv8.2_2", "armv8.2_3", "armv8.6_1", "armv8.6_2"),
-        *("armv9.2_1", "armv9.2_2"),
-    ),
-    ("Darwin", "arm64"): ("apple_m1", "apple_m2_m3", "apple_m4"),
-}
 OPTIONS = (
     "-DGGML_NATIVE=OFF",
     "-DBUILD_SHARED_LIBS=ON",
@@ -99,20 +83,9 @@ def server_recipe() -> Recipe:
     )
 
 
-def built_files() -> list[str]:
-    """Names of the files that make up llama-server and what it loads."""
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    processors = PROCESSORS.get((platform.system(), platform.machine()))
-    kernels = [f"libggml-cpu-{name}.so" for name in processors or ()]
-    if processors is None:
-        kernels = [f"libggml-cpu.{suffix}"]
-    metal = [f"libggml-metal.{'so' if processors else suffix}"] if sys.platform == "darwin" else []
-    return [*PROGRAMS, *(f"lib{name}.{suffix}" for name in LIBRARIES), *kernels, *metal]
-
-
 def dispatch_options() -> list[str]:
     """CMake's options for kernels chosen at run time, where the tree offers that."""
-    if (platform.system(), platform.machine()) in PROCESSORS:
+    if dispatches():
         return ["-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"]
     return []
 

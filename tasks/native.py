@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.cmake import cmake_build
+from tasks.core.configuration import load_configuration
 from tasks.core.digest import files_below
 from tasks.core.recipe import Recipe
 from tasks.core.tools import compiler, package_version, static_library
@@ -24,6 +25,11 @@ def task_native() -> Iterator[dict[str, Any]]:
     yield native_recipe(
         {"server": "quern-server", "holder": "quern-holder"}, (*COMMON, "native/server"), []
     ).task("server", "Build quern-server and quern-holder with CMake.")
+    language_models = load_configuration().language_models().values()
+    if any(wanted.chat for model in language_models for wanted in model.deploy.values()):
+        yield native_recipe(
+            {"chat": "quern-chat"}, (*COMMON, "native/server", "native/chat"), []
+        ).task("chat", "Build quern-chat, which stands before llama-server, with CMake.")
     yield native_recipe(
         {"module": f"quern_native{sysconfig.get_config_var('EXT_SUFFIX')}"},
         (*COMMON, "native/python"),

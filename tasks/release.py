@@ -1,24 +1,22 @@
 """Release: write the manifest that names, by digest, all that a host needs to serve a model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tasks.core.atomic import write_atomically
-from tasks.core.configuration import load_configuration
+from tasks.core.configuration import LanguageModel, load_configuration
 from tasks.core.digest import canonical_json, read_digests
 from tasks.core.recipe import Recipe
-from tasks.models.layout import artifact, release_files
-
-# The file each role has in a release's directory.
-ROLE_FILES = {
-    "server": "quern-server",
-    "holder": "quern-holder",
-    "weights": "model_weights.bin",
-    "classes": "classes.json",
-    "golden": "golden.json",
-}
+from tasks.models.layout import (
+    artifact,
+    language_release_files,
+    primary_format,
+    release_files,
+)
 
 
 def task_release() -> Iterator[dict[str, Any]]:
@@ -26,7 +24,7 @@ def task_release() -> Iterator[dict[str, Any]]:
     for name, model in load_configuration().classifiers().items():
         yield Recipe(
             name="release",
-            version=1,
+            version=2,
             function="tasks.release:write_manifest",
             inputs={
                 **release_files(name, model.classes),
@@ -36,6 +34,45 @@ def task_release() -> Iterator[dict[str, Any]]:
             outputs={"manifest": artifact(name, "manifest.json")},
             parameters={"model": name},
         ).task(name, f"Write the release manifest of {name}.")
+    for name, language_model in load_configuration().language_models().items():
+        yield language_release(name, language_model)
+
+
+def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
+    """The release of a language model: its primary format, with how it is to be talked to."""
+    primary = primary_format(model)
+    files = language_release_files(name, model)
+    written = {role: files.pop(role) for role in ("chat", "modelfile")}
+    return Recipe(
+        name="language release",
+        version=1,
+        function="tasks.release:write_language_manifest",
+        inputs={
+            "roles": list(files.values()),
+            "measured": artifact(name, f"{primary}.measured.json"),
+            "reference": artifact(name, "reference.json"),
+        },
+        outputs={"manifest": artifact(name, "manifest.json"), **written},
+        parameters={
+            "model": name,
+            "names": list(files),
+            "settings": {"name": name, **msgspec.to_builtins(model.chat)},
+            "max_kl": model.evaluate.max_kl,
+            "min_top1": model.evaluate.min_top1,
+            "base": model.base,
+            "adapter": model.adapter,
+        },
+    ).task(name, f"Write the release manifest of {name}, if {primary} is good enough.")
+
+
+# The file each role has in a release's directory; other roles keep their files' names.
+ROLE_FILES = {
+    "server": "quern-server",
+    "holder": "quern-holder",
+    "weights": "model_weights.bin",
+    "classes": "classes.json",
+    "golden": "golden.json",
+}
 
 
 def write_manifest(model: str, origin: str, details: str, manifest: str, **roles: str) -> None:
@@ -44,20 +81,79 @@ def write_manifest(model: str, origin: str, details: str, manifest: str, **roles
 
     checkpoint = json.loads(Path(origin).read_bytes())
     trained = json.loads(Path(details).read_bytes())
-    listed = {}
-    for role, path in roles.items():
-        signature, xxh3, sha256 = read_digests(path, sha256=True)
-        listed[role] = {
-            "file": ROLE_FILES[role],
-            "size": signature[2],
-            "xxh3_128": xxh3,
-            "sha256": sha256,
-        }
     release = {
         "format": 1,
+        "kind": "classifier",
         "model": model,
         "label": label(checkpoint["cycle"], trained["epoch"], trained["val_acc"]),
-        "roles": listed,
+        "roles": {role: entry(path, ROLE_FILES[role]) for role, path in roles.items()},
         "checkpoint": {**checkpoint, **trained},
     }
     write_atomically(Path(manifest), canonical_json(release) + b"\n")
+
+
+def write_language_manifest(
+    model: str,
+    names: list[str],
+    roles: list[str],
+    settings: Mapping[str, Any],
+    measured: str,
+    reference: str,
+    max_kl: float,
+    min_top1: float,
+    base: str,
+    adapter: str | None,
+    manifest: str,
+    chat: str,
+    modelfile: str,
+) -> None:
+    """Write the manifest of the files `roles`, whose roles are `names`, and of chat.json and
+    Ollama's Modelfile, which are written here.
+
+    Raises QuernError when the format is further from the unquantized model than is allowed.
+    """
+    from tasks.models.llama_cpp.divergence import gate
+
+    quality = json.loads(Path(measured).read_bytes())
+    gate(quality, max_kl, min_top1)
+    files = dict(zip(names, roles, strict=True))
+    weights = Path(files["weights"]).name
+    write_atomically(Path(chat), canonical_json(settings) + b"\n")
+    write_atomically(Path(modelfile), ollama_modelfile(weights, settings).encode())
+    listed = {role: entry(path, Path(path).name) for role, path in files.items()}
+    listed["golden"]["file"] = "golden.json"
+    listed["chat"] = entry(chat, "chat.json")
+    listed["modelfile"] = entry(modelfile, "Modelfile")
+    release = {
+        "format": 1,
+        "kind": "llm",
+        "model": model,
+        "label": f"{model} {quality['format']} (KL {quality['kl']['mean']:.4f})",
+        "roles": listed,
+        "checkpoint": {
+            "base": base,
+            "adapter": adapter,
+            "quality": quality,
+            "reference": json.loads(Path(reference).read_bytes()),
+        },
+    }
+    write_atomically(Path(manifest), canonical_json(release) + b"\n")
+
+
+def entry(path: str, file: str) -> dict[str, Any]:
+    """One role of a manifest: the file's name in the release, its size and digests."""
+    signature, xxh3, sha256 = read_digests(path, sha256=True)
+    return {"file": file, "size": signature[2], "xxh3_128": xxh3, "sha256": sha256}
+
+
+def ollama_modelfile(weights: str, settings: Mapping[str, Any]) -> str:
+    """Ollama's Modelfile (ollama/docs/modelfile.md) for the GGUF file `weights` beside it."""
+    lines = [
+        f"FROM ./{weights}",
+        f"PARAMETER temperature {settings['temperature']}",
+        f"PARAMETER num_ctx {settings['context']}",
+    ]
+    if settings["system"]:
+        text = str(settings["system"]).replace('"""', "'''")
+        lines.append(f'SYSTEM """{text}"""')
+    return "\n".join(lines) + "\n"

@@ -28,10 +28,29 @@ models:
 """
 
 
+LARGE_BYTES = 8 << 20
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def share_store(root: Path) -> None:
+    """Give the project in `root` what this one's store has; large objects are the same files."""
+
+    def share(source: str, target: str) -> None:
+        if os.stat(source).st_size > LARGE_BYTES:
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target)
+
+    try:
+        shutil.copytree(ROOT / ".quern" / "store", root / ".quern" / "store", copy_function=share)
+    except (OSError, shutil.Error):  # another file system
+        shutil.rmtree(root / ".quern" / "store")
+        shutil.copytree(ROOT / ".quern" / "store", root / ".quern" / "store")
 
 
 def train_a_little(path: Path, seed: int) -> None:
@@ -79,7 +98,7 @@ class DeployProject:
                 shutil.copytree(source, self.root / name, ignore=ignored)
             else:
                 shutil.copy(source, self.root / name)
-        shutil.copytree(ROOT / ".quern" / "store", self.root / ".quern" / "store")
+        share_store(self.root)
         (self.root / "models.yaml").write_text(MODELS.format(port=self.port))
 
     @property

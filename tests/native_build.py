@@ -21,14 +21,35 @@ class Binaries:
     holder: Path
 
 
-@cache
-def native_build() -> Path:
-    """The folder with quern-server, quern-holder and quern_native*.so, up to date."""
+LANGUAGE_MODELS = "examples/pydoc/models.yaml"
+
+
+def _build(*tasks: str) -> None:
     done = subprocess.run(
-        [DOIT, "run", "--wait", "900", "native"], cwd=ROOT, capture_output=True, text=True
+        [DOIT, "run", "--wait", "3000", *tasks],
+        cwd=ROOT,
+        env={**os.environ, "QUERN_MODELS": LANGUAGE_MODELS},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@cache
+def native_build() -> Path:
+    """The folder with quern-server, quern-holder, quern-chat and quern_native*.so, up to date."""
+    _build("native")
     return ROOT / "native" / "build"
+
+
+@cache
+def llama_build() -> Path:
+    """The folder with llama.cpp's converter, programs and libraries, up to date."""
+    given = os.environ.get("QUERN_TEST_LLAMA")
+    if given:
+        return Path(given)
+    _build("llama")
+    return ROOT / "native" / "build" / "llama"
 
 
 def programs() -> Binaries:

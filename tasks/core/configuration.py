@@ -151,11 +151,12 @@ class Ollama(Section, frozen=True):
 
 
 class ModelDeploy(Section, frozen=True):
-    """Where a language model goes on one host; each of the keys is a channel of its own."""
+    """Where a language model goes on one host: `chat` is the port of our chat server, `lmstudio`
+    LM Studio's folder, `ollama: true`. Earlier releases are kept, `keep` of them."""
 
-    lmstudio: LmStudio | None = None
-    ollama: Ollama | None = None
     chat: Port | None = None
+    lmstudio: LmStudio | str | None = None
+    ollama: Ollama | bool | None = None
     keep: Annotated[int, msgspec.Meta(ge=1)] = 3
 
 

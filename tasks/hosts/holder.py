@@ -13,7 +13,17 @@ from tasks.hosts.local import LocalHost
 from tasks.hosts.releases import Release
 from tasks.hosts.unix_http import Unreachable, ask_socket
 
-START_SECONDS = 10.0
+HOLDER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a server may take: to `start`, from there to be confirmed, and to end (`kill`)
+    before it is killed."""
+
+    start: float = 10.0
+    confirm: int = 60
+    kill: int = 30
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,10 @@ class Server:
 class Holder:
     """The holder of the channel directory `channel`."""
 
-    def __init__(self, host: LocalHost, channel: Path) -> None:
+    def __init__(self, host: LocalHost, channel: Path, times: Times | None = None) -> None:
         self.host = host
         self.channel = channel
+        self.times = times or Times()
 
     def ask(self, method: str, target: str, body: Any = None) -> dict[str, Any]:
         """One request to the holder. Raises Unreachable, Refused."""
@@ -77,7 +88,7 @@ class Holder:
         """
         started = self.ask("POST", "/start", {"release": str(directory)})
         server = Server(self.channel, started["pid"], directory, started["admin"], "standby")
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.times.start
         while True:
             try:
                 server.ask("GET", "/status", timeout=2)
@@ -124,13 +135,17 @@ class Holder:
                 listen_host,
                 "--port",
                 port,
+                "--confirm-seconds",
+                str(self.times.confirm),
+                "--kill-seconds",
+                str(self.times.kill),
             ],
             self.channel / "holder.log",
         )
         self._wait_until_answers(process)
 
     def _wait_until_answers(self, process: Any = None) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + HOLDER_SECONDS
         while True:
             try:
                 self.ask("GET", "/status")

@@ -42,7 +42,8 @@ class LocalHost:
         temporary = destination.with_name(f".{destination.name}.partial")
         temporary.unlink(missing_ok=True)
         try:
-            shutil.copyfile(source, temporary)
+            if not self._link_read_only(source, temporary):
+                shutil.copyfile(source, temporary)
             _, arrived, _ = read_digests(temporary)
             if arrived != xxh3:
                 raise QuernError(
@@ -57,6 +58,17 @@ class LocalHost:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(destination.parent)
+
+    @staticmethod
+    def _link_read_only(source: Path, destination: Path) -> bool:
+        """Share a large artifact, which the build keeps read-only, instead of copying it."""
+        if source.stat().st_mode & 0o222:
+            return False
+        try:
+            os.link(source, destination)
+        except OSError:
+            return False
+        return True
 
     def link_file(self, source: Path, destination: Path) -> None:
         """A second name for a file that never changes."""
@@ -86,6 +98,17 @@ class LocalHost:
     def remove_directory(self, path: Path) -> None:
         """Remove a directory and what is in it, if it is there."""
         shutil.rmtree(path, ignore_errors=True)
+
+    def remove_file(self, path: Path) -> None:
+        """Remove a file, if it is there."""
+        path.unlink(missing_ok=True)
+
+    def directories(self, path: Path) -> list[str]:
+        """Names of the directories in `path`, the oldest first; temporary ones are left out."""
+        if not path.exists():
+            return []
+        found = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime_ns)]
 
     def make_directory(self, path: Path) -> None:
         """Make a directory and its parents."""

@@ -16,7 +16,7 @@ from tasks.core.errors import QuernError
 from tasks.hosts.local import LocalHost
 
 RELEASE_ID_DIGITS = 16
-PROGRAMS = ("server", "holder")
+PROGRAMS = ("server", "holder", "engine")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Release:
         data = path.read_bytes()
         try:
             manifest = json.loads(data)
-            assert manifest["format"] == 1 and manifest["roles"]
+            assert manifest["format"] == 1 and manifest["roles"] and manifest["kind"]
         except (ValueError, KeyError, AssertionError, TypeError):
             raise QuernError(f"{path}: is not a release manifest; remove it, run again") from None
         return cls(data, digest_of_bytes(data)[:RELEASE_ID_DIGITS], manifest)
@@ -42,6 +42,16 @@ class Release:
     def model(self) -> str:
         """The model's name."""
         return str(self.manifest["model"])
+
+    @property
+    def kind(self) -> str:
+        """classifier or llm."""
+        return str(self.manifest["kind"])
+
+    @property
+    def name(self) -> str:
+        """Its label, else its id."""
+        return self.label or self.id
 
     @property
     def label(self) -> str:
@@ -79,6 +89,35 @@ def install(host: LocalHost, release: Release, files: dict[str, str]) -> Path:
     host.write(building / "manifest.json", release.data)
     host.rename_directory(building, directory)
     return directory
+
+
+def prune(host: LocalHost, model: str, keep: int) -> list[str]:
+    """Keep the releases that channels have and the `keep` newest others; returns the removed ids.
+
+    Of the host's store goes what no release names any more.
+    """
+    folder = host.root / model
+    links = [host.link_target(folder / name / "current") for name in host.directories(folder)]
+    live = {link.name for link in links if link}
+    others = [name for name in host.directories(folder / "releases") if name not in live]
+    removed = others[: max(0, len(others) - keep)]
+    gone = {digest for name in removed for digest in _digests(host, folder / "releases" / name)}
+    for name in removed:
+        host.remove_directory(folder / "releases" / name)
+    if removed:
+        for other in host.directories(host.root):
+            for name in host.directories(host.root / other / "releases"):
+                gone -= _digests(host, host.root / other / "releases" / name)
+    for digest in gone:
+        host.remove_file(host.root / "store" / digest[:2] / digest[2:])
+    return removed
+
+
+def _digests(host: LocalHost, directory: Path) -> set[str]:
+    data = host.read(directory / "manifest.json")
+    if data is None:
+        return set()
+    return {entry["xxh3_128"] for entry in json.loads(data)["roles"].values()}
 
 
 def _is_whole(host: LocalHost, directory: Path, release: Release) -> bool:

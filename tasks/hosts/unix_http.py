@@ -39,9 +39,12 @@ def ask_socket(
     return _ask("localhost", connected, timeout, method, target, body, f"{path}")
 
 
-def ask_port(address: str, target: str, timeout: float = 5.0) -> dict[str, Any]:
-    """GET from "host:port", on a connection of its own. Raises Unreachable, Refused."""
-    return _ask(address, None, timeout, "GET", target, None, address)
+def ask_port(
+    address: str, target: str, timeout: float = 5.0, method: str = "GET", body: Any = None
+) -> dict[str, Any]:
+    """Ask "host:port", on a connection of its own. Raises Unreachable, Refused."""
+    key = os.environ.get("QUERN_READ_KEY")
+    return _ask(address, None, timeout, method, target, body, address, key)
 
 
 def _connect(path: Path, timeout: float) -> socket.socket:
@@ -70,6 +73,7 @@ def _ask(
     target: str,
     body: Any,
     where: str,
+    key: str | None = None,
 ) -> dict[str, Any]:
     import http.client  # 15 ms, which `doit list` need not pay
 
@@ -81,6 +85,8 @@ def _ask(
     else:
         headers = {"Content-Type": "application/json"}
         body = None if body is None else json.dumps(body)
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     try:
         connection.request(method, target, body, {**headers, "Connection": "close"})
         response = connection.getresponse()

@@ -16,6 +16,8 @@ class List(ProjectCommand, DoitList):  # type: ignore[misc]
     def _print_task(
         self, template: str, task: Any, status: bool, list_deps: bool, tasks: dict[str, Any]
     ) -> None:
+        if task.has_subtask and not task.task_dep:
+            return  # a stage of models that this project has none of
         letter = self._letter(task, tasks) if status else ""
         self.outstream.write(template.format(name=task.name, doc=task.doc, status=letter))
         if list_deps:

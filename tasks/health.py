@@ -1,0 +1,120 @@
+"""`doit health [MODEL ...]`: healthy, degraded or unhealthy, and why."""
+
+import json as json_format
+from typing import Any
+
+from doit.cmd_base import DoitCmdBase
+
+from tasks.core.commands.plan import option_json
+from tasks.core.commands.project_command import ProjectCommand
+from tasks.core.configuration import (
+    Classifier,
+    Health,
+    LanguageModel,
+    configuration_file,
+    load_configuration,
+)
+from tasks.core.errors import QuernError
+from tasks.core.project import Project
+from tasks.hosts import health
+from tasks.hosts.channels import Channel, channels_of, host_of
+
+
+class HealthCommand(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
+    """Asks the live servers and looks at the files they serve. Exit status: 0 all are healthy,
+    1 one is degraded, 2 one is unhealthy."""
+
+    name = "health"
+    doc_purpose = "say whether what is deployed is healthy, and why not"
+    doc_usage = "[MODEL ...]"
+    doc_description = None
+    cmd_options = (option_json,)
+
+    def _execute(self, pos_args: list[str], json: bool) -> int:
+        told = [look_at(self.project, name) for name in chosen(pos_args)]
+        if json:
+            self.outstream.write(json_format.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        else:
+            self.outstream.writelines(line for model in told for line in lines(model))
+        return max((health.ORDER.index(model["status"]) for model in told), default=0)
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The models asked about, by default all that are deployed somewhere. Raises QuernError."""
+    models = load_configuration().models
+    for name in names:
+        if name not in models:
+            known = ", ".join(models)
+            raise QuernError(f"{configuration_file()}: no model {name}; models are {known}")
+    return names or [name for name, model in models.items() if model.deploy]
+
+
+def look_at(project: Project, name: str) -> dict[str, Any]:
+    """All findings about one model: {"model", "status", "channels", "system"}."""
+    configuration = load_configuration()
+    model = configuration.models[name]
+    limits = model.health if isinstance(model, LanguageModel) else Health()
+    channels = channels_of(model, configuration)
+    told = []
+    for channel in channels:
+        findings = channel_findings(project, name, model, channel, limits)
+        told.append(
+            {
+                "channel": channel["channel"],
+                "host": channel["host"],
+                "status": health.verdict(findings),
+                "findings": [finding.as_data() for finding in findings],
+            }
+        )
+    system = [
+        finding
+        for host in {c["host"]: host_of(project.root, c) for c in channels}.values()
+        for finding in health.system_findings(host, limits.min_free_gb)
+    ]
+    levels = [*(channel["status"] for channel in told), *(finding.level for finding in system)]
+    return {
+        "model": name,
+        "status": max(levels, key=health.ORDER.index, default=health.HEALTHY),
+        "channels": told,
+        "system": [finding.as_data() for finding in system],
+    }
+
+
+def channel_findings(
+    project: Project,
+    name: str,
+    model: Classifier | LanguageModel,
+    channel: Channel,
+    limits: Health,
+) -> list[health.Finding]:
+    """What is found of one channel; nothing more is asked where nothing was deployed."""
+    host = host_of(project.root, channel)
+    release = health.live_release(host, name, channel)
+    if release is None:
+        text = f"nothing was deployed to {channel['channel']} yet: doit deploy:{name}"
+        return [health.Finding("release", health.UNHEALTHY, text)]
+    found = health.file_findings(host, name, channel, release, project.index.digest)
+    if "port" not in channel:
+        return found
+    found += health.api_findings(channel, release, limits.max_latency_ms)
+    if isinstance(model, LanguageModel) and found[-1].level != health.UNHEALTHY:
+        found += health.answer_findings(
+            channel, limits.prompts, limits.min_length, limits.min_tokens_per_second
+        )
+    return found
+
+
+def lines(model: dict[str, Any]) -> list[str]:
+    """The verdict, and what is not as it should be, for people."""
+    found = [
+        f"  {channel['channel']} on {channel['host']}, {finding['check']}: {finding['text']}\n"
+        for channel in model["channels"]
+        for finding in channel["findings"]
+        if finding["level"] != health.HEALTHY
+    ]
+    found += [
+        f"  {finding['check']}: {finding['text']}\n"
+        for finding in model["system"]
+        if finding["level"] != health.HEALTHY
+    ]
+    return [f"{model['model']}: {model['status']}\n", *found]

@@ -1,0 +1,183 @@
+"""What is healthy: the file, the API, the model's answers, and the system it runs on.
+
+Each check gives findings; the worst of them is the verdict.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.core.errors import QuernError
+from tasks.hosts.channels import Channel
+from tasks.hosts.deployment import LISTEN_HOST
+from tasks.hosts.local import LocalHost
+from tasks.hosts.releases import Release
+from tasks.hosts.unix_http import Refused, Unreachable, ask_port
+
+HEALTHY, DEGRADED, UNHEALTHY = "healthy", "degraded", "unhealthy"
+ORDER = (HEALTHY, DEGRADED, UNHEALTHY)
+GGUF_MAGIC = b"GGUF"  # ggml/docs/gguf.md
+PROMPT_TOKENS = 64
+ANSWER_SECONDS = 120.0
+MOST_GPU_MEMORY = 0.95
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result: `level` is healthy, degraded or unhealthy, `text` says why."""
+
+    check: str
+    level: str
+    text: str
+
+    def as_data(self) -> dict[str, str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def verdict(findings: list[Finding]) -> str:
+    """The worst level among the findings."""
+    return max((finding.level for finding in findings), key=ORDER.index, default=UNHEALTHY)
+
+
+def live_release(host: LocalHost, model: str, channel: Channel) -> Release | None:
+    """The release that a channel has, None if it has none."""
+    link = host.link_target(host.root / model / channel["channel"] / "current")
+    try:
+        return Release.read(link / "manifest.json") if link else None
+    except (FileNotFoundError, QuernError):
+        return None
+
+
+def file_findings(
+    host: LocalHost, model: str, channel: Channel, release: Release, digest: Callable[[str], str]
+) -> list[Finding]:
+    """The model's file as the channel reads it: there, readable, its magic, size and digest."""
+    entry = release.manifest["roles"]["weights"]
+    directory = host.root / model / channel["channel"]
+    placed = json.loads(host.read(directory / "placed.json") or b"{}").get("files")
+    paths = placed or [str(host.root / model / "releases" / release.id / entry["file"])]
+    return [_file_finding(path, release.kind, entry, digest) for path in paths]
+
+
+def _file_finding(
+    path: str, kind: str, entry: dict[str, Any], digest: Callable[[str], str]
+) -> Finding:
+    def unhealthy(text: str) -> Finding:
+        return Finding("file", UNHEALTHY, f"{path}: {text}")
+
+    try:
+        size = os.stat(path).st_size
+        if size != entry["size"]:
+            return unhealthy(f"is {size} bytes, the release's is {entry['size']}")
+        with open(path, "rb") as file:
+            magic = file.read(4)
+        if kind == "llm" and magic != GGUF_MAGIC:
+            return unhealthy("is not a GGUF file")
+        if digest(path) != entry["xxh3_128"]:
+            return unhealthy("does not have the release's digest")
+    except (OSError, QuernError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        return unhealthy(text or "can't be read")
+    return Finding("file", HEALTHY, f"{path}: {size} bytes, digest {entry['xxh3_128'][:12]}")
+
+
+def api_findings(channel: Channel, release: Release, max_latency_ms: float) -> list[Finding]:
+    """/health on the port: answers, in time, with the release that the channel should have."""
+    address = f"{LISTEN_HOST}:{channel['port']}"
+    start = time.monotonic()
+    try:
+        health = ask_port(address, "/health")
+    except (Unreachable, Refused) as error:
+        return [Finding("api", UNHEALTHY, str(error))]
+    milliseconds = (time.monotonic() - start) * 1000
+    if health.get("release") != release.id:
+        served = health.get("release") or "something else"
+        return [Finding("api", UNHEALTHY, f"{address} serves {served}, not {release.id}")]
+    slow = milliseconds > max_latency_ms
+    text = f"{address} answers in {milliseconds:.0f} ms"
+    text += f", {max_latency_ms:.0f} ms are allowed" if slow else ""
+    return [Finding("api", DEGRADED if slow else HEALTHY, text)]
+
+
+def answer_findings(
+    channel: Channel, prompts: list[str], min_length: int, min_tokens_per_second: float
+) -> list[Finding]:
+    """Each prompt's answer: long enough, and fast enough."""
+    return [
+        _answer_finding(f"{LISTEN_HOST}:{channel['port']}", p, min_length, min_tokens_per_second)
+        for p in prompts
+    ]
+
+
+def _answer_finding(
+    address: str, prompt: str, min_length: int, min_tokens_per_second: float
+) -> Finding:
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": PROMPT_TOKENS}
+    start = time.monotonic()
+    try:
+        answer = ask_port(address, "/v1/chat/completions", ANSWER_SECONDS, "POST", body)
+        text = str(answer["choices"][0]["message"]["content"])
+        tokens = int(answer["usage"]["completion_tokens"])
+    except (Unreachable, Refused) as error:
+        return Finding("model", UNHEALTHY, f"{prompt!r}: {error}")
+    except (KeyError, IndexError, TypeError, ValueError):
+        return Finding("model", UNHEALTHY, f"{prompt!r}: the answer has no text")
+    seconds = time.monotonic() - start
+    rate = answer.get("timings", {}).get("predicted_per_second") or tokens / seconds
+    told = f"{prompt!r}: {len(text)} characters, {rate:.0f} tokens/s, {seconds:.1f} s"
+    if len(text) < min_length:
+        return Finding("model", UNHEALTHY, f"{told}; {min_length} characters are wanted")
+    # A single token says nothing of the rate.
+    if tokens > 1 and rate < min_tokens_per_second:
+        return Finding("model", DEGRADED, f"{told}; {min_tokens_per_second:g} are wanted")
+    return Finding("model", HEALTHY, told)
+
+
+def system_findings(host: LocalHost, min_free_gb: float) -> list[Finding]:
+    """Disk and memory that are free, and the memory of GPUs, if there are any."""
+    folder = next(p for p in (host.root, *host.root.parents) if p.exists())
+    found = [_free("disk", shutil.disk_usage(folder).free, min_free_gb)]
+    available = available_memory()
+    if available is not None:
+        found.append(_free("memory", available, min_free_gb))
+    for name, used, total in gpu_memory():
+        level = DEGRADED if used > MOST_GPU_MEMORY * total else HEALTHY
+        found.append(Finding("gpu", level, f"{name}: {used} of {total} MiB are used"))
+    return found
+
+
+def _free(check: str, free: int, min_free_gb: float) -> Finding:
+    low = free < min_free_gb * 1e9
+    text = f"{free / 1e9:.1f} GB free" + (f", {min_free_gb:g} GB are wanted" if low else "")
+    return Finding(check, DEGRADED if low else HEALTHY, text)
+
+
+def available_memory() -> int | None:
+    """Bytes that a program could still have (Linux: MemAvailable), None where nobody says."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def gpu_memory() -> list[tuple[str, int, int]]:
+    """(name, MiB used, MiB in all) of each GPU that nvidia-smi knows."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = ["--query-gpu=name,memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run([program, *query], capture_output=True, text=True, timeout=20)
+        rows = [line.rsplit(", ", 2) for line in done.stdout.splitlines()]
+        return [(name, int(used), int(total)) for name, used, total in rows]
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return []

@@ -1,0 +1,46 @@
+"""The history of one model on one host: `<root>/<model>/history.jsonl`, append-only."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.hosts.local import LocalHost
+from tasks.hosts.marks import who
+from tasks.hosts.releases import Release
+
+
+def record(
+    host: LocalHost,
+    release: Release,
+    channel: str,
+    outcome: str,
+    previous: Path | None,
+    seconds: dict[str, float],
+    **more: Any,
+) -> None:
+    """Append what became of `release` in `channel`: who, when, what from, how long, outcome."""
+    host.append_line(
+        host.root / release.model / "history.jsonl",
+        {
+            "at": time.time(),
+            "who": who(),
+            "channel": channel,
+            "release": release.id,
+            "label": release.label,
+            "previous": previous.name if previous else None,
+            "outcome": outcome,
+            "error": "",
+            "checkpoint": release.manifest["checkpoint"],
+            "digests": {role: e["xxh3_128"] for role, e in release.manifest["roles"].items()},
+            "seconds": {step: round(taken, 4) for step, taken in seconds.items()},
+            **more,
+        },
+    )
+
+
+def went_live(host: LocalHost, model: str, channel: str) -> list[str]:
+    """Ids of the releases that were live in `channel`, the oldest first, as often as they were."""
+    lines = (host.read(host.root / model / "history.jsonl") or b"").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [r["release"] for r in records if r["channel"] == channel and r["outcome"] == "live"]

@@ -1,0 +1,1 @@
+"""llama.cpp: what its tools are given, and what they are made to prove."""

@@ -1,0 +1,43 @@
+"""The files that llama.cpp's build leaves: programs, libraries, and kernels by processor."""
+
+import platform
+import sys
+
+# llama-quantize is what our own quantizing is held against.
+PROGRAMS = ("llama-server", "llama-imatrix", "llama-quantize")
+LIBRARIES = ("llama", "llama-common", "llama-server-impl", "mtmd", "ggml", "ggml-base")
+# One build of the CPU kernels for each generation of processors, the best chosen at run time
+# (GGML_CPU_ALL_VARIANTS in ggml/src/CMakeLists.txt).
+PROCESSORS = {
+    ("Linux", "x86_64"): (
+        *("x64", "sse42", "sandybridge", "ivybridge", "piledriver", "haswell", "skylakex"),
+        *("cannonlake", "cascadelake", "icelake", "cooperlake", "zen4", "alderlake"),
+        "sapphirerapids",
+    ),
+    ("Linux", "aarch64"): (
+        *("armv8.0_1", "armv8.2_1", "armv8.2_2", "armv8.2_3", "armv8.6_1", "armv8.6_2"),
+        *("armv9.2_1", "armv9.2_2"),
+    ),
+    ("Darwin", "arm64"): ("apple_m1", "apple_m2_m3", "apple_m4"),
+}
+
+
+def dispatches() -> bool:
+    """Whether the tree offers kernels chosen at run time on this platform."""
+    return (platform.system(), platform.machine()) in PROCESSORS
+
+
+def built_files() -> list[str]:
+    """Names of the files that make up llama-server and what it loads."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    processors = PROCESSORS.get((platform.system(), platform.machine()))
+    kernels = [f"libggml-cpu-{name}.so" for name in processors or ()]
+    if processors is None:
+        kernels = [f"libggml-cpu.{suffix}"]
+    metal = [f"libggml-metal.{'so' if processors else suffix}"] if sys.platform == "darwin" else []
+    return [*PROGRAMS, *(f"lib{name}.{suffix}" for name in LIBRARIES), *kernels, *metal]
+
+
+def server_files() -> list[str]:
+    """Of those, what llama-server needs beside it."""
+    return [name for name in built_files() if name not in PROGRAMS]

@@ -1,0 +1,91 @@
+"""`doit rollback MODEL [RELEASE]`: bring an earlier release back, as it is on the host."""
+
+import sys
+
+from doit.cmd_base import DoitCmdBase
+
+from tasks.core.commands.project_command import ProjectCommand
+from tasks.core.configuration import configuration_file, load_configuration
+from tasks.core.errors import QuernError
+from tasks.core.project import Project
+from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of, installed_files
+from tasks.hosts.history import went_live
+from tasks.hosts.local import LocalHost
+from tasks.hosts.marks import WITHDRAWN, Marks, who
+from tasks.hosts.releases import Release
+
+
+class Rollback(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
+    """Puts the release that was live before, or a named one, back into every channel of a model,
+    with the same proof as a deploy. What was live is marked: `doit` doesn't put it back."""
+
+    name = "rollback"
+    doc_purpose = "bring the previous or a named release of a model back, without rebuilding"
+    doc_usage = "MODEL [RELEASE]"
+    doc_description = None
+    takes_lock = True
+    cmd_options = ()
+
+    def _execute(self, pos_args: list[str]) -> int:
+        if not 1 <= len(pos_args) <= 2:
+            raise QuernError("rollback: name a model, and a release if not the previous one")
+        model, wanted = pos_args[0], pos_args[1] if pos_args[1:] else None
+        try:
+            for line in roll_back(self.project, model, wanted):
+                self.outstream.write(f"{line}\n")
+        except QuernError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        return 0
+
+
+def roll_back(project: Project, model: str, wanted: str | None) -> list[str]:
+    """Roll every channel of `model` back to release `wanted`, or each to its previous one.
+
+    Returns a line per channel. Raises QuernError.
+    """
+    configuration = load_configuration()
+    if model not in configuration.models:
+        known = ", ".join(configuration.models)
+        raise QuernError(f"{configuration_file()}: no model {model}; models are {known}")
+    channels = channels_of(configuration.models[model], configuration)
+    if not channels:
+        raise QuernError(f"{configuration_file()}: models.{model} is deployed nowhere")
+    return [_roll_back(project, channel, model, wanted) for channel in channels]
+
+
+def _roll_back(project: Project, channel: Channel, model: str, wanted: str | None) -> str:
+    host = host_of(project.root, channel)
+    with host.lock(host.root / model / "lock"):
+        link = host.link_target(host.root / model / channel["channel"] / "current")
+        live = link.name if link else None
+        release = _release(host, model, wanted or _previous(host, model, channel, live))
+        if release.id == live:
+            return f"{channel['channel']} already has {release.name}"
+        marks = Marks(host, model)
+        deployment = deployment_of(host, channel, release)
+        deployment.make_live(installed_files(host, release), retry=True)
+        if live:
+            marks.put(live, WITHDRAWN, f"rolled back to {release.id} by {who()}")
+        return deployment.told
+
+
+def _previous(host: LocalHost, model: str, channel: Channel, live: str | None) -> str:
+    """The last release that was live in the channel before `live`, and is still kept."""
+    kept = host.directories(host.root / model / "releases")
+    marks = Marks(host, model)
+    for release in reversed(went_live(host, model, channel["channel"])):
+        if release != live and release in kept and not marks.read(release):
+            return release
+    raise QuernError(f"{model} has no earlier release in {channel['channel']} that is still kept")
+
+
+def _release(host: LocalHost, model: str, release_id: str) -> Release:
+    folder = host.root / model / "releases"
+    try:
+        return Release.read(folder / release_id / "manifest.json")
+    except FileNotFoundError:
+        kept = ", ".join(reversed(host.directories(folder))) or "none"
+        raise QuernError(
+            f"{model} has no release {release_id} on {host.name}; kept: {kept}"
+        ) from None
