@@ -1,6 +1,12 @@
 """Where each artifact of a model lies in the project, and what a release is made of."""
 
+import os
 import re
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.core.configuration import LanguageModel
 
 SERVER = "native/build/quern-server"
 HOLDER = "native/build/quern-holder"
@@ -33,3 +39,28 @@ def cycle_of(path: str) -> int | None:
 CONVERTER = "native/build/llama/converter.zip"
 LLAMA_FOLDER = "native/build/llama"
 LLAMA_SERVER = f"{LLAMA_FOLDER}/llama-server"
+LLAMA_IMATRIX = f"{LLAMA_FOLDER}/llama-imatrix"
+LLAMA_LIBRARIES = tuple(
+    f"{LLAMA_FOLDER}/lib{name}{'.dylib' if sys.platform == 'darwin' else '.so'}"
+    for name in ("llama", "ggml", "ggml-base")
+)
+
+
+def model_files(name: str, model: "LanguageModel") -> list[str]:
+    """The files of the Hugging Face model that a language model's GGUF is made of: the merged
+    one's, which are named as the base's, or without an adapter the base's own."""
+    if not os.path.isdir(model.base):
+        return []
+    files = sorted(entry.name for entry in os.scandir(model.base) if entry.is_file())
+    folder = artifact(name, "merged") if model.adapter else model.base
+    return [f"{folder}/{file}" for file in files if not file.startswith(".")]
+
+
+def unquantized(name: str, model: "LanguageModel") -> str:
+    """The GGUF that formats are made of and measured against."""
+    return artifact(name, f"{name}-{model.convert.type}.gguf")
+
+
+def quantized(name: str, format: str) -> str:
+    """A language model's GGUF in one format."""
+    return artifact(name, f"{name}-{format}.gguf")
