@@ -166,3 +166,66 @@ def make_model(
 
 def files_of(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.iterdir() if path.is_file())
+
+
+PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2", "gemma2": None}
+
+
+class LanguageModels:
+    """Tiny models by architecture, each trained and converted once in a run of the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def files(self, architecture: str) -> list[str]:
+        folder = self.folder / architecture
+        if not folder.exists():
+            steps = 40 if architecture == "llama" else 6
+            return make_model(folder, architecture, steps=steps)
+        return files_of(folder)
+
+    def f16(self, architecture: str) -> str:
+        gguf = self.folder / f"{architecture}-f16.gguf"
+        if not gguf.exists():
+            from tasks.models.llama_cpp.convert import run_converter
+
+            pre_tokenizer = PRE_TOKENIZERS[architecture]
+            files = self.files(architecture)
+            run_converter(files, converter(), "f16", architecture, pre_tokenizer, str(gguf))
+        return str(gguf)
+
+    def quantized(self, architecture: str, format: str) -> str:
+        gguf = self.folder / f"{architecture}-{format}.gguf"
+        if not gguf.exists():
+            from tasks.models.llama_cpp.quantize import quantize
+
+            source = self.f16(architecture)
+            quantize(source, str(gguf), format, False, architecture, library=llama_folder())
+        return str(gguf)
+
+
+def copy_with(files: list[str], folder: Path, change: Any) -> list[str]:
+    """A copy of a model's files, its tensors as `change` (a function of name → tensor) has them."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+    return files_of(folder)
+
+
+def die_quantizing(path: str, library: str) -> None:
+    """Quantize a file onto itself, past our own check."""
+    import ctypes
+
+    from tasks.models.llama_cpp.library import load
+
+    api = load(library)
+    settings = api.llama_model_quantize_default_params()
+    api.llama_model_quantize(path.encode(), path.encode(), ctypes.byref(settings))

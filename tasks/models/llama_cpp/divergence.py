@@ -38,7 +38,8 @@ class Divergence:
         with numpy.errstate(invalid="ignore"):
             terms = probability * (reference.astype(numpy.float64) - other)
         terms[probability == 0] = 0  # the limit; 0 · infinity would be NaN
-        self._divergences.append(terms.sum(axis=-1))
+        # Below zero it is but rounding; numpy's maximum keeps NaN.
+        self._divergences.append(numpy.maximum(terms.sum(axis=-1), 0))
         agree = reference.argmax(axis=-1) == other.argmax(axis=-1)
         self._agreements.append(agree & ~numpy.isnan(other).any(axis=-1))
         rows = numpy.arange(len(successors))
@@ -51,7 +52,7 @@ class Divergence:
         import numpy
 
         divergences = numpy.concatenate(self._divergences)
-        with numpy.errstate(over="ignore"):
+        with numpy.errstate(over="ignore", invalid="ignore"):
             return {
                 "tokens": len(divergences),
                 "kl": {

@@ -5,13 +5,14 @@ llama-perplexity does: a token with little before it says little about a model. 
 computed one by one, so that a vocabulary of 150 000 needs memory for one window at a time.
 """
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tasks.core.action import progress
 from tasks.core.errors import QuernError
 from tasks.models.llama_cpp.model import Context, Model
-from tasks.models.llama_cpp.source import each_tensor, source_folder, weight_files
+from tasks.models.llama_cpp.source import count_weights, source_folder
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -85,8 +86,8 @@ def torch_log_probabilities(
     import torch
     from transformers import AutoModelForCausalLM
 
-    needed = MARGIN * 4 * sum(t.numel() for f in weight_files(source) for _, t in each_tensor(f))
-    dtype = torch.float32 if needed < available_memory() else "auto"
+    fits = MARGIN * 4 * count_weights(source) < available_memory()
+    dtype = torch.float32 if fits else "auto"
     with source_folder(source) as folder, torch.inference_mode():
         model = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=dtype, attn_implementation="eager"
@@ -102,8 +103,6 @@ def torch_log_probabilities(
 
 def available_memory() -> int:
     """Bytes of memory that can be had without swapping."""
-    import os
-
     try:
         with open("/proc/meminfo") as file:
             for line in file:

@@ -5,6 +5,7 @@ unlisted can't have a part in the result, no folder's name gets into it, and Pyt
 with a model is never run.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -65,6 +66,23 @@ def each_tensor(file: str) -> Iterator[tuple[str, Any]]:
         raise QuernError(f"{file}: can't be read ({reason}); fetch or merge it again") from None
 
 
+def count_weights(files: list[str]) -> int:
+    """The number of weights, from the files' headers. Raises QuernError."""
+    import torch
+
+    count = 0
+    for file in weight_files(files):
+        if file.endswith(".safetensors"):
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        else:
+            shapes = [t.shape for t in torch.load(file, mmap=True, weights_only=True).values()]
+        count += sum(math.prod(shape) for shape in shapes)
+    return count
+
+
 def refuse_bad_numbers(files: list[str], name: str, largest: float | None) -> tuple[int, int]:
     """Read every weight once; returns (number of weights in matrices, in vectors).
 
@@ -96,7 +114,8 @@ def refuse_bad_numbers(files: list[str], name: str, largest: float | None) -> tu
                     f"{file}: {tensor_name} holds {what}; the training run diverged or the file is "
                     "damaged: take another checkpoint"
                 )
-            if largest is not None and max(-low, high) > largest:
+            # Vectors are float32 in any GGUF.
+            if largest is not None and tensor.ndim > 1 and max(-low, high) > largest:
                 raise QuernError(
                     f"{file}: {tensor_name} holds {max(-low, high):g}, beyond float16's "
                     f"{largest:g}; set models.{name}.convert.type to bf16"

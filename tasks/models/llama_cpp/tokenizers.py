@@ -40,13 +40,16 @@ def compare_tokenizers(
     """
     import transformers
 
-    with source_folder(source) as folder, Model(gguf, library=library, vocabulary_only=True) as m:
+    with (
+        source_folder(source) as folder,
+        Model(gguf, library=library, vocabulary_only=True) as ours,
+    ):
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         pieces = list(dict.fromkeys(_pieces(text)))
         tokens = 0
         for index, piece in enumerate(pieces):
             progress("comparing tokenizers", index + 1, len(pieces), "texts")
-            tokens = _compare(m, theirs, piece, gguf, name)
+            tokens = _compare(ours, theirs, piece, gguf, name)
         return tokens
 
 
