@@ -69,3 +69,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def language_models(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """tests.llm_models.LanguageModels: tiny language models, made when first asked for."""
+    from tests.llm_models import LanguageModels
+
+    return LanguageModels(tmp_path_factory.mktemp("language_models"))

@@ -3,7 +3,8 @@
 import re
 
 from tasks.core.configuration import LanguageModel
-from tasks.models.llama_cpp.files import server_files
+from tasks.models.hugging_face import pretrained_files, tokenizer_files
+from tasks.models.llama_cpp.files import library_file, server_files
 
 SERVER = "native/build/quern-server"
 HOLDER = "native/build/quern-holder"
@@ -34,14 +35,40 @@ def cycle_of(path: str) -> int | None:
 
 # What tasks/llama.py provides of llama.cpp: the converter as one archive of Python code, and the
 # server with the libraries it needs.
-CONVERTER = "native/build/llama/converter.zip"
 LLAMA_FOLDER = "native/build/llama"
+CONVERTER = f"{LLAMA_FOLDER}/converter.zip"
 LLAMA_SERVER = f"{LLAMA_FOLDER}/llama-server"
+LLAMA_IMATRIX = f"{LLAMA_FOLDER}/llama-imatrix"
+LLAMA_LIBRARIES = tuple(
+    f"{LLAMA_FOLDER}/{library_file(name)}" for name in ("llama", "ggml", "ggml-base")
+)
 
 
-def gguf(model: str, type_name: str) -> str:
-    """The path of a model's GGUF file of one type: f16, Q4_K_M, …"""
-    return artifact(model, f"{model}-{type_name}.gguf")
+def merged_files(name: str, model: LanguageModel) -> dict[str, str]:
+    """File name → path, for every file of the merged model: the base's own names, and the
+    tokenizer files that the adapter brings. Of a base that isn't there, config.json alone."""
+    if model.adapter is None:
+        return {}
+    names = {*pretrained_files(model.base), *tokenizer_files(model.adapter)} or {"config.json"}
+    return {file: artifact(name, f"merged/{file}") for file in sorted(names)}
+
+
+def model_files(name: str, model: LanguageModel) -> list[str]:
+    """The files of the Hugging Face model that a language model's GGUF is made of: the merged
+    one's, or without an adapter the base's own."""
+    if model.adapter:
+        return list(merged_files(name, model).values())
+    return [f"{model.base}/{file}" for file in pretrained_files(model.base) or ["config.json"]]
+
+
+def unquantized(name: str, model: LanguageModel) -> str:
+    """The GGUF that formats are made of and measured against."""
+    return artifact(name, f"{name}-{model.convert.type}.gguf")
+
+
+def quantized(name: str, format: str) -> str:
+    """A language model's GGUF in one format."""
+    return artifact(name, f"{name}-{format}.gguf")
 
 
 def primary_format(model: LanguageModel) -> str:
@@ -53,7 +80,7 @@ def language_release_files(name: str, model: LanguageModel) -> dict[str, str]:
     """Role → path, for everything a release of a language model is made of."""
     primary = primary_format(model)
     files = {
-        "weights": gguf(name, primary),
+        "weights": quantized(name, primary),
         "golden": artifact(name, f"{primary}.golden.json"),
         "chat": artifact(name, "chat.json"),
         "modelfile": artifact(name, "Modelfile"),

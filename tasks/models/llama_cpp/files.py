@@ -27,15 +27,20 @@ def dispatches() -> bool:
     return (platform.system(), platform.machine()) in PROCESSORS
 
 
+def library_file(name: str) -> str:
+    """The file name of a shared library: `libllama.so`."""
+    return f"lib{name}.{'dylib' if sys.platform == 'darwin' else 'so'}"
+
+
 def built_files() -> list[str]:
     """Names of the files that make up llama-server and what it loads."""
-    suffix = "dylib" if sys.platform == "darwin" else "so"
     processors = PROCESSORS.get((platform.system(), platform.machine()))
     kernels = [f"libggml-cpu-{name}.so" for name in processors or ()]
     if processors is None:
-        kernels = [f"libggml-cpu.{suffix}"]
-    metal = [f"libggml-metal.{'so' if processors else suffix}"] if sys.platform == "darwin" else []
-    return [*PROGRAMS, *(f"lib{name}.{suffix}" for name in LIBRARIES), *kernels, *metal]
+        kernels = [library_file("ggml-cpu")]
+    if sys.platform == "darwin":
+        kernels.append("libggml-metal.so" if processors else library_file("ggml-metal"))
+    return [*PROGRAMS, *map(library_file, LIBRARIES), *kernels]
 
 
 def server_files() -> list[str]:
