@@ -101,4 +101,6 @@ def _probabilities(answer: dict[str, Any], name: str) -> tuple[dict[int, float],
         found = {int(entry["id"]): math.exp(entry["logprob"]) for entry in listed}
         return found, min(found.values())
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
-        raise ProbeFailed(f"no probabilities in the answer on {name}: {str(answer)[:200]}") from None
+        raise ProbeFailed(
+            f"no probabilities in the answer on {name}: {str(answer)[:200]}"
+        ) from None

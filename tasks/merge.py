@@ -1,0 +1,49 @@
+"""Merge: each language model's adapter added to its base, as a Hugging Face directory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.core.action import note
+from tasks.core.configuration import load_configuration
+from tasks.core.recipe import Recipe
+from tasks.core.tools import package_version
+from tasks.models.hugging_face import adapter_inputs, base_inputs
+from tasks.models.layout import merged_files
+
+
+def task_merge() -> Iterator[dict[str, Any]]:
+    """Merge each language model's adapter into its base."""
+    for name, model in load_configuration().language_models().items():
+        if model.adapter is None:
+            continue
+        tools = ["torch", "transformers", "peft"]
+        if model.merge.tool == "unsloth":
+            tools.append("unsloth")
+        yield Recipe(
+            name="merge",
+            version=1,
+            function="tasks.merge:merge",
+            inputs={"base": base_inputs(model.base), "adapter": adapter_inputs(model.adapter)},
+            outputs=merged_files(name, model),
+            parameters={"tool": model.merge.tool, "base_name": model.merge.base_name},
+            tools={tool: package_version(tool) for tool in tools},
+        ).task(name, f"Merge the adapter of {name} into its base.")
+
+
+def merge(
+    base: list[str], adapter: list[str], tool: str, base_name: str | None, **outputs: str
+) -> None:
+    """Merge; `outputs` are the merged model's files by name. What was done differently than one
+    may expect is told as notes."""
+    from tasks.models.merge import merge as merge_adapter
+
+    notes = merge_adapter(
+        Path(base[0]).parent,
+        Path(adapter[0]).parent,
+        {name: Path(path) for name, path in outputs.items()},
+        tool,
+        base_name,
+    )
+    for text in notes:
+        note(text)
