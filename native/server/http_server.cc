@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <stdexcept>
@@ -20,6 +21,7 @@ namespace quern {
 namespace {
 
 constexpr double kSweepSeconds = 1.0;
+constexpr int kDrainingIdleSeconds = 10;
 constexpr std::uint16_t kAllMethods = 0xFFFF;  // unknown ones too: ours to refuse, in JSON
 
 const char* reason(int status) {
@@ -446,6 +448,7 @@ void HttpServer::close_unless_answering(const std::function<bool(const Connectio
 
 void HttpServer::drain(Idle idle, std::function<void()> drained) {
   draining_ = true;
+  limits_.idle_seconds = std::min(limits_.idle_seconds, kDrainingIdleSeconds);
   if (listener_ != nullptr) {
     evhttp_del_accept_socket(http_, listener_);
     listener_ = nullptr;

@@ -121,8 +121,9 @@ class HttpServer {
   void observe(Observer observer) { observer_ = std::move(observer); }
   void accept_from(int listener);  // takes the descriptor
   // Accepts no more, answers everything on open connections with `Connection: close`, and calls
-  // `drained` when none is open. Idle ones are kept, for a client that is just about to send its
-  // next request on one, or closed at once. Closes only its own descriptor of the listening socket.
+  // `drained` when none is open. Idle ones are kept for 10 s, for a client that is just about to
+  // send its next request on one, or closed at once. Closes only its own descriptor of the
+  // listening socket.
   enum class Idle { kKeep, kClose };
   void drain(Idle idle, std::function<void()> drained);
   std::size_t open_connections() const { return connections_.size(); }
