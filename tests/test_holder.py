@@ -643,3 +643,19 @@ def test_upgrade_to_something_else_is_refused(
         assert program in answer.json()["error"]
         assert channel.status() == before
         assert ask(channel.port, "GET", "/health").status == 200
+
+
+def test_upgrade_to_a_holder_that_lacks_an_option_is_refused(
+    channel: Channel, binaries: Binaries, tmp_path: Path
+) -> None:
+    """It would be given the same command line, and die of it with the port and the servers."""
+    older = tmp_path / "older"
+    older.write_text(
+        f'#!/bin/sh\ncase "$*" in *--kill-seconds*) exit 1;; esac\nexec {binaries.holder} "$@"\n'
+    )
+    older.chmod(0o755)
+    channel.point_current_at(channel.release(1))
+    with channel.holding("--kill-seconds", "40"):
+        before = channel.status()
+        assert post_json(channel.control, "/upgrade", {"holder": str(older)}).status == 422
+        assert channel.status() == before

@@ -42,4 +42,11 @@ bool carries_key(const Exchange& exchange, const std::string& key) {
   return same_key(exchange.header("X-API-Key"), key);
 }
 
+Reply unauthorized() {
+  Reply reply = error_reply(
+      401, "a key is needed: send it as Authorization: Bearer KEY or as X-API-Key: KEY");
+  reply.headers.emplace_back("WWW-Authenticate", "Bearer");
+  return reply;
+}
+
 }  // namespace quern

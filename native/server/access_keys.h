@@ -19,4 +19,7 @@ AccessKeys access_keys_from_environment();
 // same time wherever the given key differs.
 bool carries_key(const Exchange& exchange, const std::string& key);
 
+// 401, which says how to send one.
+Reply unauthorized();
+
 }  // namespace quern

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "server/log.h"
+#include "server/request_json.h"
 #include "server/routes.h"
 #include "server/server.h"
 
@@ -19,21 +20,6 @@ const char* state_name(Server::State state) {
     default:
       return "draining";
   }
-}
-
-// The string at `key` of the request's JSON; answers 400 and returns "" when there is none.
-std::string required(const ExchangePointer& exchange, const char* key) {
-  try {
-    const auto body = exchange->body();
-    const Json json =
-        parse_json({reinterpret_cast<const char*>(body.data()), body.size()}, "the request's body");
-    const std::string value = string_at(json, key, "the request");
-    if (!value.empty()) return value;
-    exchange->reply(error_reply(400, std::string("\"") + key + "\" is empty"));
-  } catch (const std::exception& e) {
-    exchange->reply(error_reply(400, e.what()));
-  }
-  return "";
 }
 
 }  // namespace
@@ -64,12 +50,8 @@ void Server::status(const ExchangePointer& exchange) const {
 }
 
 void Server::load(const ExchangePointer& exchange) {
-  const std::string directory = required(exchange, "release");
+  const std::string directory = required_path(*exchange, "release");
   if (directory.empty()) return;
-  if (directory.front() != '/') {
-    exchange->reply(error_reply(400, "\"release\" must be an absolute path"));
-    return;
-  }
   load_on_admin_thread(
       exchange, [directory] { return ServedModel::from_release(directory); },
       [this, exchange, directory](ServedPointer served) {
@@ -83,7 +65,7 @@ void Server::load(const ExchangePointer& exchange) {
 }
 
 void Server::activate(const ExchangePointer& exchange) {
-  const std::string id = required(exchange, "release");
+  const std::string id = required_string(*exchange, "release");
   if (id.empty()) return;
   if (state_ == State::kDraining) {
     exchange->reply(error_reply(409, "the server is draining"));

@@ -20,6 +20,8 @@
 #include "server/files.h"
 #include "server/log.h"
 #include "server/release.h"
+#include "server/request_json.h"
+#include "server/restarts.h"
 #include "server/routes.h"
 #include "server/sockets.h"
 
@@ -29,12 +31,8 @@ namespace quern {
 
 namespace {
 
-constexpr double kKillSeconds = 30.0;     // from SIGTERM to SIGKILL
 constexpr double kProbeSeconds = 10.0;    // for a successor to say that it understands
 constexpr double kHandoverSeconds = 2.0;  // for control connections to end before an exec
-constexpr double kLongRun = 60.0;         // a run that forgives earlier failures
-constexpr double kFirstDelay = 0.2;
-constexpr double kMaxDelay = 30.0;
 constexpr std::size_t kExitedKept = 8;
 constexpr char kStandby[] = "standby";
 constexpr char kLive[] = "live";
@@ -47,16 +45,6 @@ std::string resolve_current() {
     throw std::runtime_error("cannot resolve current: " + error_text(errno));
   }
   return resolved;
-}
-
-double restart_delay(int failures) {
-  return failures == 0 ? 0.0 : std::min(kMaxDelay, kFirstDelay * std::exp2(failures - 1));
-}
-
-Json request_json(const Exchange& exchange) {
-  const auto body = exchange.body();
-  return parse_json({reinterpret_cast<const char*>(body.data()), body.size()},
-                    "the request's body");
 }
 
 std::string absolute_path(const Exchange& exchange, const char* key) {
@@ -223,7 +211,7 @@ Holder::Child& Holder::start_child(const std::string& directory, bool live, int 
 }
 
 void Holder::terminate(Child& child) {
-  if (child.state != kDraining) child.deadline = monotonic_seconds() + kKillSeconds;
+  if (child.state != kDraining) child.deadline = monotonic_seconds() + options_.kill_seconds;
   child.state = kDraining;
   kill(child.pid, SIGTERM);
   check_deadlines();
@@ -302,7 +290,7 @@ void Holder::check_deadlines() {
         log_line("pid " + std::to_string(child.pid) + " does not leave: killing it");
         kill(child.pid, SIGKILL);
       }
-      child.deadline = now + kKillSeconds;
+      child.deadline = now + options_.kill_seconds;
     }
     next = std::min(next, child.deadline);
   }
@@ -349,7 +337,11 @@ void Holder::upgrade(const ExchangePointer& exchange) {
   try {
     upgrade->digest = file_digest_hex(path);
     setenv(kStateVariable, json_text(to_json(state_)).c_str(), 1);
-    upgrade->probe = start_server({path, "--check-upgrade"}, state_.listener);
+    // With our own arguments before it, which the successor will be given: it must know them all.
+    std::vector<std::string> command = arguments_;
+    command[0] = path;
+    command.emplace_back("--check-upgrade");
+    upgrade->probe = start_server(command, state_.listener);
   } catch (const std::exception& e) {
     unsetenv(kStateVariable);
     exchange->reply(error_reply(422, e.what()));

@@ -22,6 +22,7 @@ struct HolderOptions {
   std::string host = "127.0.0.1";
   int port = -1;
   int confirm_seconds = 60;
+  int kill_seconds = 30;  // from SIGTERM to SIGKILL
   bool check_upgrade = false;
   bool help = false;
   bool version = false;

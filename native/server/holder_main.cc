@@ -24,19 +24,20 @@ using namespace quern;
 
 constexpr char kUsage[] =
     "usage: quern-holder --directory CHANNEL_DIR --port N [--host 127.0.0.1]\n"
-    "                    [--confirm-seconds 60]\n"
+    "                    [--confirm-seconds 60] [--kill-seconds 30]\n"
     "\n"
     "Owns the listening socket and starts the release that CHANNEL_DIR/current names.\n"
     "Controlled over the Unix socket CHANNEL_DIR/holder.sock (docs/server.md).\n";
 
 constexpr int kFirstDescriptor = 10;  // below are those that a child is given
 
-enum Option { kDirectory = 1, kHost, kPort, kConfirm, kCheckUpgrade, kHelp, kVersion };
+enum Option { kDirectory = 1, kHost, kPort, kConfirm, kKill, kCheckUpgrade, kHelp, kVersion };
 
 const option kOptions[] = {{"directory", required_argument, nullptr, kDirectory},
                            {"host", required_argument, nullptr, kHost},
                            {"port", required_argument, nullptr, kPort},
                            {"confirm-seconds", required_argument, nullptr, kConfirm},
+                           {"kill-seconds", required_argument, nullptr, kKill},
                            {"check-upgrade", no_argument, nullptr, kCheckUpgrade},
                            {"help", no_argument, nullptr, kHelp},
                            {"version", no_argument, nullptr, kVersion},
@@ -60,6 +61,9 @@ HolderOptions parse_options(int argc, char** argv) {
       case kConfirm:
         options.confirm_seconds =
             static_cast<int>(whole_number("--confirm-seconds", value, 1, 86400));
+        break;
+      case kKill:
+        options.kill_seconds = static_cast<int>(whole_number("--kill-seconds", value, 1, 86400));
         break;
       case kCheckUpgrade:
         options.check_upgrade = true;

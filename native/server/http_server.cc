@@ -7,8 +7,10 @@
 #include <event2/http_struct.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <stdexcept>
@@ -19,6 +21,7 @@ namespace quern {
 namespace {
 
 constexpr double kSweepSeconds = 1.0;
+constexpr int kDrainingIdleSeconds = 10;
 constexpr std::uint16_t kAllMethods = 0xFFFF;  // unknown ones too: ours to refuse, in JSON
 
 const char* reason(int status) {
@@ -45,6 +48,8 @@ const char* reason(int status) {
       return "Expectation Failed";
     case 422:
       return "Unprocessable Content";
+    case 502:
+      return "Bad Gateway";
     case 503:
       return "Service Unavailable";
     default:
@@ -123,13 +128,8 @@ std::string Exchange::header(const char* name) const {
 void Exchange::reply(const Reply& reply) {
   evkeyvalq* headers = evhttp_request_get_output_headers(request_);
   evhttp_add_header(headers, "Content-Type", reply.content_type.c_str());
-  for (const auto& [name, value] : reply.headers) {
-    evhttp_add_header(headers, name.c_str(), value.c_str());
-  }
-  if (server_.draining_) evhttp_add_header(headers, "Connection", "close");
-  if (server_.observer_) {
-    server_.observer_({method(), path(), reply.status, monotonic_seconds() - started_});
-  }
+  add_headers(reply.headers);
+  observed(reply.status);
 
   const std::unique_ptr<evbuffer, decltype(&evbuffer_free)> body(evbuffer_new(), &evbuffer_free);
   if (evhttp_request_get_command(request_) == EVHTTP_REQ_HEAD) {
@@ -137,14 +137,108 @@ void Exchange::reply(const Reply& reply) {
   } else {
     evbuffer_add(body.get(), reply.body.data(), reply.body.size());
   }
-  evhttp_request_set_on_complete_cb(
-      request_,
-      [](evhttp_request* sent, void* server) { static_cast<HttpServer*>(server)->answered(sent); },
-      &server_);
+  own_answer_on_complete();
   server_.replying_ = true;
   evhttp_send_reply(request_, reply.status, reason(reply.status), body.get());
   server_.replying_ = false;
   request_ = nullptr;
+}
+
+void Exchange::add_headers(const Headers& headers) {
+  evkeyvalq* output = evhttp_request_get_output_headers(request_);
+  for (const auto& [name, value] : headers) {
+    evhttp_add_header(output, name.c_str(), value.c_str());
+  }
+  if (server_.draining_) evhttp_add_header(output, "Connection", "close");
+}
+
+void Exchange::observed(int status) const {
+  if (!server_.observer_) return;
+  server_.observer_({method(), path(), status, monotonic_seconds() - started_});
+}
+
+void Exchange::own_answer_on_complete() {
+  evhttp_request_set_on_complete_cb(
+      request_,
+      [](evhttp_request* sent, void* server) { static_cast<HttpServer*>(server)->answered(sent); },
+      &server_);
+}
+
+void Exchange::begin(int status, const Headers& headers) {
+  begun_ = true;
+  status_ = status;
+  // Without chunks the end of the answer is the end of the connection, whatever was asked for;
+  // evhttp would say "Content-Length: 0".
+  if (request_->minor == 0) {
+    evhttp_remove_header(evhttp_request_get_input_headers(request_), "Connection");
+  }
+  add_headers(headers);
+  own_answer_on_complete();
+  server_.replying_ = true;
+  evhttp_send_reply_start(request_, status, reason(status));
+  server_.replying_ = false;
+  stop_reading();
+}
+
+void Exchange::piece(std::string_view bytes) {
+  if (bytes.empty()) return;  // evhttp would end the answer's chunks
+  const std::unique_ptr<evbuffer, decltype(&evbuffer_free)> body(evbuffer_new(), &evbuffer_free);
+  evbuffer_add(body.get(), bytes.data(), bytes.size());
+  server_.replying_ = true;
+  evhttp_send_reply_chunk_with_cb(
+      request_, body.get(),
+      [](evhttp_connection*, void* self) {
+        const auto& exchange = *static_cast<Exchange*>(self);
+        if (exchange.sent_) exchange.sent_();
+      },
+      this);
+  server_.replying_ = false;
+  stop_reading();
+}
+
+void Exchange::end() {
+  observed(status_);
+  server_.replying_ = true;
+  evhttp_send_reply_end(request_);
+  server_.replying_ = false;
+  request_ = nullptr;
+}
+
+// evhttp reads while it writes, to see a connection's end: without a bound, and for no longer than
+// the idle seconds, after which it would cut an answer that is still being written.
+void Exchange::stop_reading() {
+  evhttp_connection* connection = evhttp_request_get_connection(request_);
+  if (connection == nullptr) return;
+  bufferevent_disable(evhttp_connection_get_bufferevent(connection), EV_READ);
+}
+
+std::size_t Exchange::unsent() const {
+  evhttp_connection* connection = evhttp_request_get_connection(request_);
+  if (connection == nullptr) return 0;
+  return evbuffer_get_length(bufferevent_get_output(evhttp_connection_get_bufferevent(connection)));
+}
+
+void Exchange::abandon(int status) {
+  observed(status);
+  evhttp_connection* connection = evhttp_request_get_connection(request_);
+  if (connection != nullptr) {
+    evhttp_connection_free(connection);  // and with it the request
+  } else {
+    evhttp_request_free(request_);
+  }
+  request_ = nullptr;
+}
+
+bool Exchange::client_gone() const {
+  evhttp_connection* connection = evhttp_request_get_connection(request_);
+  if (connection == nullptr) return true;  // evhttp has seen it
+#ifdef POLLRDHUP
+  constexpr short kHungUp = POLLRDHUP;
+#else
+  constexpr short kHungUp = 0;  // POLLHUP is said without being asked for
+#endif
+  pollfd end{bufferevent_getfd(evhttp_connection_get_bufferevent(connection)), kHungUp, 0};
+  return poll(&end, 1, 0) > 0 && (end.revents & (kHungUp | POLLHUP | POLLERR | POLLNVAL)) != 0;
 }
 
 HttpServer::HttpServer(EventLoop& loop, const HttpLimits& limits, Handler handler)
@@ -354,6 +448,7 @@ void HttpServer::close_unless_answering(const std::function<bool(const Connectio
 
 void HttpServer::drain(Idle idle, std::function<void()> drained) {
   draining_ = true;
+  limits_.idle_seconds = std::min(limits_.idle_seconds, kDrainingIdleSeconds);
   if (listener_ != nullptr) {
     evhttp_del_accept_socket(http_, listener_);
     listener_ = nullptr;

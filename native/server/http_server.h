@@ -3,7 +3,7 @@
 //
 // A client that goes away while its request is computed is no special case: evhttp does not read
 // from the connection until the request is answered, so the request stays valid and the answer is
-// written into a closed socket.
+// written into a closed socket. Who would rather not compute it asks client_gone().
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -31,11 +32,13 @@ namespace quern {
 
 class HttpServer;
 
+using Headers = std::vector<std::pair<std::string, std::string>>;
+
 struct Reply {
   int status = 200;
   std::string body;
   std::string content_type = "application/json";
-  std::vector<std::pair<std::string, std::string>> headers;
+  Headers headers;
 };
 
 Reply json_reply(int status, const Json& body);
@@ -57,11 +60,33 @@ class Exchange {
 
   void reply(const Reply& reply);  // once
 
+  // Or an answer in pieces, of a length that is not known yet: begin() and end() once.
+  void begin(int status, const Headers& headers);
+  void piece(std::string_view bytes);
+  void end();
+  bool begun() const { return begun_; }
+  std::size_t unsent() const;  // bytes of it that the client has not taken yet
+  // Called when the client has taken all that was given so far.
+  void when_sent(std::function<void()> action) { sent_ = std::move(action); }
+  // Or none: closes the connection, so that a client of half an answer sees that it is half.
+  // `status` is what the observer is told.
+  void abandon(int status);
+  // Whether the client has closed its end of the connection: then nobody waits for the answer.
+  bool client_gone() const;
+
  private:
+  void add_headers(const Headers& headers);
+  void observed(int status) const;
+  void own_answer_on_complete();
+  void stop_reading();
+
   HttpServer& server_;
   evhttp_request* request_;
   std::span<const std::uint8_t> body_;
   double started_;
+  int status_ = 0;
+  bool begun_ = false;
+  std::function<void()> sent_;
 };
 using ExchangePointer = std::shared_ptr<Exchange>;
 
@@ -96,8 +121,9 @@ class HttpServer {
   void observe(Observer observer) { observer_ = std::move(observer); }
   void accept_from(int listener);  // takes the descriptor
   // Accepts no more, answers everything on open connections with `Connection: close`, and calls
-  // `drained` when none is open. Idle ones are kept, for a client that is just about to send its
-  // next request on one, or closed at once. Closes only its own descriptor of the listening socket.
+  // `drained` when none is open. Idle ones are kept for 10 s, for a client that is just about to
+  // send its next request on one, or closed at once. Closes only its own descriptor of the
+  // listening socket.
   enum class Idle { kKeep, kClose };
   void drain(Idle idle, std::function<void()> drained);
   std::size_t open_connections() const { return connections_.size(); }

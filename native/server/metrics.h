@@ -27,7 +27,4 @@ class Metrics {
   double sum_ = 0.0;
 };
 
-// Bytes of memory that this process occupies now; 0 when the system does not say.
-std::size_t resident_bytes();
-
 }  // namespace quern

@@ -2,23 +2,13 @@
 // key a reload.
 #include <unistd.h>
 
+#include "server/exposition.h"
 #include "server/files.h"
 #include "server/log.h"
 #include "server/routes.h"
 #include "server/server.h"
 
 namespace quern {
-
-namespace {
-
-Reply unauthorized() {
-  Reply reply = error_reply(
-      401, "a key is needed: send it as Authorization: Bearer KEY or as X-API-Key: KEY");
-  reply.headers.emplace_back("WWW-Authenticate", "Bearer");
-  return reply;
-}
-
-}  // namespace
 
 void Server::answer_public(const ExchangePointer& exchange) {
   const auto with_read_key = [this](auto answer) {
@@ -94,7 +84,7 @@ void Server::reload(const ExchangePointer& exchange) {
 
 void Server::metrics(const ExchangePointer& exchange) const {
   Reply reply;
-  reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  reply.content_type = kExpositionType;
   reply.body = metrics_.text(inference_.waiting(), monotonic_seconds() - started_monotonic_,
                              current_->release, current_->name);
   exchange->reply(reply);

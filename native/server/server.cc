@@ -1,6 +1,5 @@
 #include "server/server.h"
 
-#include <sys/resource.h>
 #include <time.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "server/freed_memory.h"
 #include "server/log.h"
 #include "server/predict.h"
+#include "server/sockets.h"
 
 namespace quern {
 
@@ -18,23 +18,6 @@ namespace {
 
 constexpr std::size_t kAdminQueue = 64;
 constexpr double kRestSeconds = 1.0;
-
-constexpr rlim_t kOtherDescriptors = 64;
-
-// Running out of descriptors makes accept() fail in a busy loop: the limit on connections is kept
-// below the limit on descriptors, which is raised as far as it may be.
-std::size_t connections_allowed(std::size_t wanted) {
-  rlimit descriptors{};
-  if (getrlimit(RLIMIT_NOFILE, &descriptors) != 0) return wanted;
-  const rlim_t needed = wanted + kOtherDescriptors;
-  if (descriptors.rlim_cur < needed) {
-    descriptors.rlim_cur = std::min<rlim_t>(needed, descriptors.rlim_max);
-    setrlimit(RLIMIT_NOFILE, &descriptors);
-    getrlimit(RLIMIT_NOFILE, &descriptors);
-  }
-  if (descriptors.rlim_cur >= needed) return wanted;
-  return std::max<std::size_t>(descriptors.rlim_cur, 2 * kOtherDescriptors) - kOtherDescriptors;
-}
 
 HttpLimits limits_of(const Options& options) {
   HttpLimits limits;

@@ -9,6 +9,7 @@
 
 #include "server/freed_memory.h"
 #include "server/log.h"
+#include "server/parent_watch.h"
 #include "server/server.h"
 #include "server/sockets.h"
 #include "server/version.h"
@@ -16,29 +17,6 @@
 namespace {
 
 using namespace quern;
-
-#ifndef __linux__
-constexpr double kParentSeconds = 0.5;
-
-// PR_SET_PDEATHSIG is Linux's; elsewhere a child has to look whether its parent is still there.
-class ParentWatch {
- public:
-  ParentWatch(EventLoop& loop, Server& server)
-      : parent_(getppid()), timer_(loop, [this, &server] {
-          if (getppid() != parent_) {
-            server.drain();
-          } else {
-            timer_.start(kParentSeconds);
-          }
-        }) {
-    timer_.start(kParentSeconds);
-  }
-
- private:
-  pid_t parent_;
-  Timer timer_;
-};
-#endif
 
 void serve(const Options& options) {
   const AccessKeys keys = access_keys_from_environment();
@@ -52,9 +30,7 @@ void serve(const Options& options) {
   loop.on_signal(SIGINT, [&server] { server.drain(); });
   server.serve_public(listener);
   if (!options.admin_socket.empty()) server.serve_admin(listen_unix(options.admin_socket));
-#ifndef __linux__
-  const ParentWatch watch(loop, server);
-#endif
+  const ParentWatch watch(loop, [&server] { server.drain(); });
   const std::string address = "http://" + address_of(listener) + ", " + first->label;
   if (!released || options.activate) {
     server.go_live();

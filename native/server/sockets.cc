@@ -4,11 +4,13 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +24,7 @@ namespace quern {
 namespace {
 
 constexpr int kFirstInherited = 3;  // SD_LISTEN_FDS_START
+constexpr rlim_t kOtherDescriptors = 64;
 
 void set_option(int descriptor, int level, int option) {
   const int on = 1;
@@ -95,6 +98,19 @@ int inherited_listener() {
   make_ready(kFirstInherited);
   no_delay(kFirstInherited);
   return kFirstInherited;
+}
+
+std::size_t connections_allowed(std::size_t wanted) {
+  rlimit descriptors{};
+  if (getrlimit(RLIMIT_NOFILE, &descriptors) != 0) return wanted;
+  const rlim_t needed = wanted + kOtherDescriptors;
+  if (descriptors.rlim_cur < needed) {
+    descriptors.rlim_cur = std::min<rlim_t>(needed, descriptors.rlim_max);
+    setrlimit(RLIMIT_NOFILE, &descriptors);
+    getrlimit(RLIMIT_NOFILE, &descriptors);
+  }
+  if (descriptors.rlim_cur >= needed) return wanted;
+  return std::max<std::size_t>(descriptors.rlim_cur, 2 * kOtherDescriptors) - kOtherDescriptors;
 }
 
 int listen_unix(const std::string& path) {

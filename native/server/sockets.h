@@ -3,6 +3,7 @@
 // Each function throws std::runtime_error with one sentence.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace quern {
@@ -21,6 +22,11 @@ int listen_unix(const std::string& path);
 
 // "127.0.0.1:8891" or "[::1]:8891" of a listening TCP socket.
 std::string address_of(int listener);
+
+// How many of the `wanted` connections may be open. Running out of descriptors makes accept() fail
+// in a busy loop: the number is kept below the limit on descriptors, which is raised as far as it
+// may be.
+std::size_t connections_allowed(std::size_t wanted);
 
 void close_on_exec(int descriptor, bool enabled);
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "server/classes.h"
+#include "server/exposition.h"
 #include "server/metrics.h"
 #include "server/multipart.h"
 
