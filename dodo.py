@@ -3,21 +3,47 @@
 `doit` brings everything up to date, `doit plan` says what that would do, `doit list` shows it.
 """
 
-from tasks.deploy import task_deploy
+# Classifiers: checkpoint → model_weights.bin
 from tasks.fetch import task_fetch
-from tasks.native import task_native
-from tasks.release import task_release
-from tasks.train import task_train_example
 from tasks.weights import task_graph, task_weights
 
-DOIT_CONFIG = {"default_tasks": ["fetch", "graph", "weights", "native", "release", "deploy"]}
+# Language models: base + adapter → merged → GGUF → quantized
+from tasks.llama import task_llama
+from tasks.merge import task_merge
+from tasks.convert import task_convert
+from tasks.quantize import task_imatrix, task_quantize
+from tasks.evaluate import task_evaluate, task_measure, task_reference
+
+# Both: programs, releases, live servers
+from tasks.native import task_native
+from tasks.release import task_release
+from tasks.deploy import task_deploy
+from tasks.drop import task_drop
+from tasks.train import task_train_example
+
+DOIT_CONFIG = {
+    "default_tasks": [
+        *("fetch", "graph", "weights"),
+        *("llama", "merge", "convert", "imatrix", "quantize", "reference", "measure"),
+        *("native", "release", "deploy", "drop"),
+    ]
+}
 
 __all__ = [
     "DOIT_CONFIG",
+    "task_convert",
     "task_deploy",
+    "task_drop",
+    "task_evaluate",
     "task_fetch",
     "task_graph",
+    "task_imatrix",
+    "task_llama",
+    "task_measure",
+    "task_merge",
     "task_native",
+    "task_quantize",
+    "task_reference",
     "task_release",
     "task_train_example",
     "task_weights",

@@ -37,4 +37,6 @@ def task_convert() -> Iterator[dict[str, Any]]:
                 **text_tools(parity),
             },
             tool_files=LLAMA_LIBRARIES,
+            large=True,
+            drop=model.convert.drop,
         ).task(name, f"Convert {name} to GGUF ({model.convert.type}).")

@@ -28,6 +28,8 @@ def task_merge() -> Iterator[dict[str, Any]]:
             outputs=merged_files(name, model),
             parameters={"tool": model.merge.tool, "base_name": model.merge.base_name},
             tools={tool: package_version(tool) for tool in tools},
+            large=True,
+            drop=model.merge.drop,
         ).task(name, f"Merge the adapter of {name} into its base.")
 
 

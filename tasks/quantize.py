@@ -52,4 +52,5 @@ def task_quantize() -> Iterator[dict[str, Any]]:
                 },
                 tools={"llama-cpp-python": package_version("llama-cpp-python")},
                 tool_files=LLAMA_LIBRARIES,
+                large=True,
             ).task(f"{name}:{format}", f"Quantize {name} to {format}.")

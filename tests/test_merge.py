@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from tasks.core.errors import QuernError
-from tasks.models.hugging_face import adapter_inputs, base_inputs
-from tasks.models.hugging_face import pretrained_files
+from tasks.models.hugging_face import adapter_inputs, base_inputs, pretrained_files
 from tasks.models.layout import merged_files
 from tasks.models.merge import merge, pieces
 from tasks.models.pretrained import base_digest
