@@ -115,6 +115,7 @@ def write_language_manifest(
     from tasks.models.llama_cpp.divergence import gate
 
     quality = json.loads(Path(measured).read_bytes())
+    unquantized = json.loads(Path(reference).read_bytes())
     gate(quality, max_kl, min_top1)
     files = dict(zip(names, roles, strict=True))
     weights = Path(files["weights"]).name
@@ -133,8 +134,10 @@ def write_language_manifest(
         "checkpoint": {
             "base": base,
             "adapter": adapter,
-            "quality": quality,
-            "reference": json.loads(Path(reference).read_bytes()),
+            # Not how fast it was on the machine that measured it: the same files give the same
+            # manifest.
+            "quality": {key: value for key, value in quality.items() if key != "speed"},
+            "torch": unquantized["torch"],
         },
     }
     write_atomically(Path(manifest), canonical_json(release) + b"\n")

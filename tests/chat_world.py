@@ -188,7 +188,13 @@ class Factory:
         write_gguf(building / "model.gguf", seed)
         if weights is not None:
             (building / "model.gguf").write_bytes(weights)
-        settings = {"name": "tiny", "context": 4096, "parallel": 4, "temperature": 0, "system": None}
+        settings = {
+            "name": "tiny",
+            "context": 4096,
+            "parallel": 4,
+            "temperature": 0,
+            "system": None,
+        }
         (building / "chat.json").write_bytes(canonical(settings | chat) + b"\n")
         (building / "golden.json").write_bytes(b"{}\n")
         files = {"weights": "model.gguf", "chat": "chat.json", "golden": "golden.json"}

@@ -117,7 +117,8 @@ def test_a_stream_for_an_old_client(serving: Channel) -> None:
     with socket.create_connection(("127.0.0.1", serving.port), timeout=30) as client:
         client.sendall(
             f"POST {CHAT} HTTP/1.0\r\nConnection: keep-alive\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
         head, _, events = read_all(client).partition(b"\r\n\r\n")
     assert b" 200 " in head.split(b"\r\n")[0]
@@ -300,9 +301,7 @@ def test_reloading_is_off_without_a_key(serving: Channel) -> None:
     ],
 )
 def test_command_line(factory: Factory, arguments: list[str], says: str) -> None:
-    done = subprocess.run(
-        [chat_program(), *arguments], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([chat_program(), *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert says in done.stderr and done.stderr.count("\n") == 1
 
@@ -318,8 +317,11 @@ def broken(factory: Factory, tmp_path: Path, fault: str) -> tuple[Path, str]:
     if fault == "digest":
         return factory.release(10, digests={"weights": "0" * 32}), "its manifest says 000"
     if fault == "library":
-        library = next(n for n in json.loads((factory.release(11) / "manifest.json").read_bytes())
-                       ["roles"] if n.startswith("lib"))
+        library = next(
+            n
+            for n in json.loads((factory.release(11) / "manifest.json").read_bytes())["roles"]
+            if n.startswith("lib")
+        )
         return factory.release(12, digests={library: "0" * 32}), "its manifest says 000"
     if fault == "truncated":
         return factory.release(13, weights=data[: len(data) // 2]), "did not get ready"
@@ -569,7 +571,8 @@ def test_a_slow_client_does_not_grow_the_server(channel: Channel, long_winded: P
             client.connect(("127.0.0.1", channel.port))
             client.sendall(
                 f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
             )
             before = resident(child)
             seen = 0

@@ -1,0 +1,195 @@
+"""The whole way of a language model: trained, merged, converted, quantized, measured, served."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tasks.core.digest import read_digests
+from tests.language_project import MODEL, LanguageProject, Talkers
+
+pytestmark = pytest.mark.slow
+
+FORMATS = ("Q4_K_M", "Q5_K_M", "Q8_0")
+OF_FORMATS = {f"{stage}:{MODEL}:{f}" for stage in ("quantize", "measure") for f in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> LanguageProject:
+    """Built up to the release, and not deployed."""
+    project = LanguageProject.make(tmp_path_factory.mktemp("language") / "built")
+    told = project.doit("-n", "2", "release")
+    for task in ("merge", "convert", "reference", "release"):
+        assert f"{task}:{MODEL}: done" in told
+    return project
+
+
+@pytest.fixture
+def project(built: LanguageProject, tmp_path: Path) -> Iterator[LanguageProject]:
+    copy = built.copy(tmp_path / "project")
+    yield copy
+    copy.stop()
+
+
+def weights(project: LanguageProject, file: str) -> Path:
+    return project.root / "weights" / MODEL / file
+
+
+def another_adapter(project: LanguageProject, factor: float) -> None:
+    """Another training run's adapter: the same with all its numbers a little different."""
+    path = project.root / f"examples/{MODEL}/adapter/adapter_model.safetensors"
+    tensors = {name: tensor * factor for name, tensor in load_file(path).items()}
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)
+
+
+def test_from_the_adapter_to_a_chat(project: LanguageProject):
+    told = project.doit()
+    assert f"deploy:{MODEL}" in told and "is live on" in told
+    assert "ollama is not installed" in told
+    assert project.doit() == ""
+
+    # It says what it serves, by what it opened; and what it says is right.
+    manifest = json.loads(weights(project, "manifest.json").read_bytes())
+    digest = manifest["roles"]["weights"]["xxh3_128"]
+    assert digest == read_digests(weights(project, f"{MODEL}-Q4_K_M.gguf"))[1]
+    health, info = project.get("/health"), project.get("/models/info")
+    assert health["weights"] == info["weights"] == digest
+    assert health["release"] == info["release"] == project.history()[-1]["release"]
+    assert "upper" in project.chat("What does str.upper do?").lower()
+
+    # LM Studio's folder has the same file.
+    placed = project.root / f"lmstudio/models/quern/{MODEL}/{MODEL}-Q4_K_M.gguf"
+    assert read_digests(placed)[1] == digest
+    assert placed.stat().st_nlink > 1
+    placed.unlink()
+    assert "done" in project.doit()
+    assert placed.exists()
+
+    told = project.doit("health", MODEL)
+    assert told == f"{MODEL}: healthy\n"
+    [model] = json.loads(project.doit("health", "--json"))
+    checks = {f["check"] for c in model["channels"] for f in c["findings"]}
+    assert checks == {"file", "api", "model"}
+
+    project.doit("evaluate")
+    formats = json.loads((project.root / "weights/evaluation/formats.json").read_bytes())
+    found = {f["format"]: f for f in formats["models"][MODEL] if f["kl"]}
+    assert set(found) == set(FORMATS)
+    assert (
+        found["Q8_0"]["kl"]["mean"] < found["Q5_K_M"]["kl"]["mean"] < found["Q4_K_M"]["kl"]["mean"]
+    )
+    assert (project.root / "weights/evaluation/formats.png").stat().st_size > 10_000
+
+
+def test_what_changed_is_built_and_nothing_else(project: LanguageProject):
+    project.doit("release")
+    # Another format.
+    project.configure(quantize={"formats": [*FORMATS, "Q6_K"]})
+    assert project.ran("release") == {f"quantize:{MODEL}:Q6_K", f"measure:{MODEL}:Q6_K"}
+    # Another way to talk.
+    project.configure(chat={"temperature": 0.5})
+    assert project.ran("release") == {f"release:{MODEL}"}
+    # Another adapter.
+    project.configure()
+    project.doit("release")
+    another_adapter(project, 0.98)
+    assert project.ran("release") == OF_FORMATS | {
+        f"{stage}:{MODEL}" for stage in ("merge", "convert", "reference", "release")
+    }
+    # The first one again: all from the store.
+    another_adapter(project, 1 / 0.98)
+
+
+def test_dropped_intermediates_are_made_again_only_when_needed(project: LanguageProject):
+    project.configure(merge={"drop": True}, convert={"drop": True}, deploy={})
+    project.doit()
+    assert not list((project.root / "weights" / MODEL / "merged").glob("*.safetensors"))
+    assert not weights(project, f"{MODEL}-f16.gguf").exists()
+    assert weights(project, f"{MODEL}-Q4_K_M.gguf").exists()
+    assert project.doit() == ""
+    project.configure(
+        merge={"drop": True},
+        convert={"drop": True},
+        deploy={},
+        quantize={"formats": [*FORMATS, "Q6_K"]},
+    )
+    told = project.doit()
+    assert "was dropped: made again" in told
+    assert f"quantize:{MODEL}:Q6_K: done" in told
+    assert not weights(project, f"{MODEL}-f16.gguf").exists()
+    assert project.doit() == ""
+
+
+def test_releases_are_switched_and_rolled_back_without_losing_a_request(
+    project: LanguageProject,
+):
+    project.doit("deploy")
+    first = project.get("/health")["release"]
+    with Talkers(project.port) as talkers:
+        another_adapter(project, 0.97)
+        project.doit()
+        second = project.get("/health")["release"]
+        assert second != first
+        told = project.doit("rollback", MODEL)
+        assert project.get("/health")["release"] == first
+    assert talkers.failures == [] and talkers.answers > 0
+    assert "is live on" in told
+    placed = project.root / f"lmstudio/models/quern/{MODEL}/{MODEL}-Q4_K_M.gguf"
+    assert read_digests(placed)[1] == project.get("/health")["weights"]
+    assert project.doit() == ""
+    assert project.get("/health")["release"] == first
+
+
+def test_a_format_that_is_too_far_off_is_not_released(project: LanguageProject):
+    project.doit("deploy")
+    before = project.get("/health")
+    project.configure(evaluate={"max_kl": 1e-9})
+    told = project.doit(status=1)
+    lines = [line for line in told.splitlines() if "release" in line]
+    assert len(lines) == 1 and f"models.{MODEL}.evaluate.max_kl" in lines[0]
+    assert project.get("/health") == before
+
+
+def test_ollama_is_told_when_it_comes(project: LanguageProject):
+    project.configure(deploy={"local": {"ollama": True}})
+    project.doit("deploy")
+    assert project.doit("deploy") == ""
+    # Ollama itself can't be had here: a program of its name keeps what it was asked.
+    programs = project.root / "programs"
+    programs.mkdir()
+    (programs / "ollama").write_text('#!/bin/sh\npwd > "$0.asked"; echo "$@" >> "$0.asked"\n')
+    (programs / "ollama").chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    told = project.doit("deploy", PATH=path)
+    assert f"ollama run {MODEL}" in told
+    folder, arguments = (programs / "ollama.asked").read_text().splitlines()
+    assert arguments == f"create {MODEL} -f Modelfile"
+    modelfile = (Path(folder) / "Modelfile").read_text()
+    assert f"FROM ./{MODEL}-Q4_K_M.gguf\n" in modelfile
+    assert 'SYSTEM """You explain Python."""' in modelfile
+    assert (Path(folder) / f"{MODEL}-Q4_K_M.gguf").exists()
+    assert project.doit("deploy", PATH=path) == ""
+
+
+def test_earlier_releases_are_kept_as_many_as_configured(project: LanguageProject):
+    deploy = {"local": {"lmstudio": "lmstudio", "keep": 1}}
+    for temperature in (0.1, 0.2, 0.3, 0.4):
+        project.configure(deploy=deploy, chat={"temperature": temperature})
+        project.doit("deploy")
+    kept = [path for path in (project.host / "releases").iterdir() if path.is_dir()]
+    assert len(kept) == 2  # the live one, and one before
+    project.doit("rollback", MODEL)
+    assert project.doit("deploy") == ""
+
+
+def test_a_missing_base_is_one_line(project: LanguageProject):
+    shutil.rmtree(project.root / f"examples/{MODEL}/base")
+    told = project.doit(status=2)
+    assert f"examples/{MODEL}/base/config.json does not exist" in told
+    assert "Traceback" not in told
