@@ -50,15 +50,9 @@ class LanguageProject:
 
     def copy(self, root: Path) -> "LanguageProject":
         """The same project, as far as it was built and not deployed; files are shared."""
-        shutil.copytree(
-            self.root,
-            root,
-            copy_function=os.link,
-            ignore=shutil.ignore_patterns("hosts", "state.db*"),
-        )
         # What is written in place must not be the other's file.
-        for path in (root / ".quern" / "logs").glob("*"):
-            path.unlink()
+        own = shutil.ignore_patterns("hosts", "state.db*", "lock", "logs")
+        shutil.copytree(self.root, root, copy_function=os.link, ignore=own)
         other = LanguageProject(root)
         other.configure()
         return other
