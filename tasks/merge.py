@@ -1,5 +1,7 @@
 """Merge: each language model's adapter added to its base, as a Hugging Face directory."""
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ def merge(
 ) -> None:
     """Merge; `outputs` are the merged model's files by name. What was done differently than one
     may expect is told as notes."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what is merged is on the disk; peft would look elsewhere
+    gc.disable()  # importing torch and transformers costs a fifth more with it
     from tasks.models.merge import merge as merge_adapter
 
     notes = merge_adapter(

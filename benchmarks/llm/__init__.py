@@ -1,1 +1,1 @@
-"""What the steps of a language model cost, beside llama.cpp's own programs."""
+"""What the stages of language models cost, beside their peers in the same run, interleaved."""

@@ -4,6 +4,7 @@ peft only warns, or says nothing, when an adapter and a base don't belong togeth
 fault is refused.
 """
 
+import filecmp
 import math
 import os
 import re
@@ -163,10 +164,18 @@ def plan(adapter: Adapter, base: Pretrained, architecture: Architecture) -> Plan
     doesn't fit, a target that shares its weights with another module.
     """
     reasons = reasons_for_peft(adapter.config)
-    if reasons:  # what the adapter has to hold is then peft's to know; merge.py compares
-        return Plan({}, reasons)
     modules = dict(architecture.network.named_modules())
     targets = [name for name in modules if _is_target(adapter.config, name, modules, architecture)]
+    for module in targets:
+        tied = architecture.ties.get(f"{module}.weight", set()) - {f"{module}.weight"}
+        if tied:
+            raise QuernError(
+                f"{adapter.file.path}: adapts {module}, and the base ties its weight to"
+                f" {min(tied)}, which merging would change too; untie the base, or train without"
+                " that target"
+            )
+    if reasons:  # what the adapter has to hold is then peft's to know; merge.py compares
+        return Plan({}, reasons)
     parts: dict[str, dict[str, str]] = {}
     stray = []
     for key in adapter.file.tensors:
@@ -198,15 +207,9 @@ def plan(adapter: Adapter, base: Pretrained, architecture: Architecture) -> Plan
     updates = {}
     for module in targets:
         key, pair = f"{module}.weight", parts.get(module, {})
-        if len(architecture.ties.get(key, ())) > 1:
-            other = sorted(architecture.ties[key] - {key})[0]
-            raise QuernError(
-                f"{path}: adapts {module}, and the base ties its weight to {other}, which merging"
-                " would change too; untie the base, or train without that target"
-            )
         if len(pair) < 2:
             continue
-        reason = _reason_of_target(key, modules[module], base)
+        reason = _reason_of_target(key, modules[module], base, adapter, pair)
         if reason:
             reasons.append(reason)
             continue
@@ -240,7 +243,9 @@ def _refuse_missing(
         )
 
 
-def _reason_of_target(key: str, module: Any, base: Pretrained) -> str | None:
+def _reason_of_target(
+    key: str, module: Any, base: Pretrained, adapter: Adapter, pair: dict[str, str]
+) -> str | None:
     import torch
 
     if type(module) is not torch.nn.Linear:
@@ -249,6 +254,9 @@ def _reason_of_target(key: str, module: Any, base: Pretrained) -> str | None:
         return f"{key} has another name in the base's files"
     if base.stored(key).dtype not in STREAMED:
         return f"{key} is stored as {base.stored(key).dtype}"
+    for part in pair.values():
+        if adapter.file.tensors[part].dtype not in STREAMED:
+            return f"{part} is stored as {adapter.file.tensors[part].dtype}"
     return None
 
 
@@ -339,9 +347,14 @@ def _matches(wanted: str | list[str], name: str) -> bool:
 def refuse_other_tokenizer(adapter: Adapter, base: Pretrained, rows: int) -> None:
     """Refuse tokenizer files in the adapter's directory, which take the place of the base's, if
     they have tokens beyond the embedding's `rows`, or other tokens than the base's."""
-    before = _vocabulary(base.folder)
-    for name in tokenizer_files(str(adapter.folder)):
-        path = adapter.folder / name
+    brought = [
+        adapter.folder / name
+        for name in tokenizer_files(str(adapter.folder))
+        if not (base.folder / name).exists()
+        or not filecmp.cmp(base.folder / name, adapter.folder / name, shallow=False)
+    ]
+    before = _vocabulary(base.folder) if brought else {}
+    for path in brought:
         for token, number in _tokens(path).items():
             if number >= rows:
                 raise QuernError(

@@ -56,8 +56,10 @@ def weight_files(folder: str) -> list[str]:
         with open(os.path.join(os.path.expanduser(folder), INDEX), encoding="utf-8") as file:
             shards = {str(shard) for shard in json.load(file)["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [name for name in names if name.endswith(".safetensors")]  # told when it is read
-    return sorted(shards)
+        shards = set()
+    if shards and all(os.path.basename(shard) == shard for shard in shards):
+        return sorted(shards)
+    return [name for name in names if name.endswith(".safetensors")]  # told when the index is read
 
 
 def tokenizer_files(folder: str) -> list[str]:
@@ -67,14 +69,14 @@ def tokenizer_files(folder: str) -> list[str]:
 
 def base_inputs(base: str) -> list[str]:
     """Paths of the files that a merge reads of its base."""
-    folder = os.path.expanduser(base)
+    folder = os.path.normpath(os.path.expanduser(base))
     names = {"config.json", *pretrained_files(folder), *weight_files(folder)}
     return [f"{folder}/{name}" for name in sorted(names)]
 
 
 def adapter_inputs(adapter: str) -> list[str]:
     """Paths of the files that a merge reads of its adapter."""
-    folder, there = os.path.expanduser(adapter), _files(adapter)
+    folder, there = os.path.normpath(os.path.expanduser(adapter)), _files(adapter)
     names = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *tokenizer_files(folder)}
     if BASE_OF_ADAPTER in there:
         names.add(BASE_OF_ADAPTER)

@@ -5,6 +5,8 @@ does not grow with the model; the result is bit for bit peft's. All else is left
 result is then put into the base's layout.
 """
 
+import errno
+import gc
 import os
 import shutil
 import tempfile
@@ -47,7 +49,7 @@ from tasks.models.safetensors_file import (
     write_exactly,
 )
 
-AT_ONCE = 4 << 20  # bytes of a tensor held by each thread
+AT_ONCE = 1 << 20  # bytes of a tensor held by each thread
 MOST_THREADS = 8
 TYPES = {
     "F64": torch.float64,
@@ -89,17 +91,18 @@ def merge(
     if tool == "automatic" and planned.reasons:
         notes.append(f"merged by peft, not streamed: {planned.reasons[0]}")
     _refuse_full_disk(base, outputs, 2 if by_library else 1)
-    copies = [name for name in outputs if name not in base.files]
-    for name in copies:
-        _copy(name, base_folder, adapter_folder, outputs[name])
     try:
+        for name in outputs:
+            if name not in base.files:
+                _copy(name, base_folder, adapter_folder, outputs[name])
         if by_library:
             merge_by_library(base, adapter, architecture, outputs, tool)
         else:
             merge_streaming(base, adapter, planned.updates, outputs)
     except OSError as error:
         where = error.filename or next(iter(outputs.values())).parent
-        raise QuernError(f"{where}: {error.strerror}; make room and run again") from None
+        what = "; make room and run again" if error.errno == errno.ENOSPC else ""
+        raise QuernError(f"{where}: {error.strerror or error}{what}") from None
     return notes
 
 
@@ -121,7 +124,12 @@ def _copy(name: str, base: Path, adapter: Path, output: Path) -> None:
     older = "tokenizer_config.json" in overridden and name not in overridden
     if name == "chat_template.jinja" and older:
         template = read_json(adapter / "tokenizer_config.json").get("chat_template")
-        if isinstance(template, str):
+        if template is not None:
+            if not isinstance(template, str):
+                raise QuernError(
+                    f"{adapter / 'tokenizer_config.json'}: holds several chat templates; put the"
+                    " one to use in chat_template.jinja beside it"
+                )
             output.write_text(template, encoding="utf-8")
             return
     shutil.copyfile((adapter if name in overridden else base) / name, output)
@@ -131,7 +139,8 @@ def merge_streaming(
     base: Pretrained, adapter: Adapter, updates: dict[str, Update], outputs: dict[str, Path]
 ) -> None:
     """Write the base's weights with `updates` added: W + (B·A·scale) rounded to W's type, A and B
-    in float32, which is what peft's merge_and_unload(safe_merge=True) does.
+    in float32, which is what peft's merge_and_unload(safe_merge=True) does. The bytes don't depend
+    on the number of threads; peft's do, in the last bit, for a tensor of fewer than 16 rows.
 
     Raises QuernError for NaN or infinity in the base or in the sum, OSError.
     """
@@ -219,7 +228,8 @@ def rewrite_weights(
 
 def pieces(stored: Stored) -> Iterator[tuple[int, int, int]]:
     """A tensor in pieces of whole rows, about AT_ONCE bytes each and nearly equal: first element,
-    start and end in the file. Equal, since a product of one row is computed another way."""
+    start and end in the file. Of 16 rows or more, if it has them: the last bits of a product of
+    fewer rows depend on how many they are, and on the number of threads."""
     size = stored.end - stored.begin
     rows = stored.shape[0] if stored.shape else 1
     if not size:
@@ -246,6 +256,7 @@ def merge_by_library(
     Tensors that the merge did not change keep the base's bytes. Raises QuernError: the tool fails,
     adapter weights that it did not use or lacks, tensors that the base doesn't have.
     """
+    gc.enable()  # whole models are held here
     with tempfile.TemporaryDirectory(dir=next(iter(outputs.values())).parent) as folder:
         saved = Path(folder)
         tied = _save_merged(base, adapter, architecture, tool, saved)
