@@ -112,7 +112,7 @@ def test_the_same_bytes_wherever_the_files_lie(
         made.append(gguf.read_bytes())
     assert made[0] == made[1]
     assert str(tmp_path).encode() not in made[0]
-    assert read_header(str(gguf)).metadata["general.name"] == "Tiny"
+    assert read_header(str(gguf)).metadata["general.name"] == "tiny"
 
 
 def test_the_whole_step_in_a_process_of_its_own(

@@ -74,7 +74,7 @@ def measure(
         "questions": answers,
     }
     write_atomically(Path(report), as_json(without_nan(told)))
-    write_atomically(Path(golden), as_json(without_nan(probes)))
+    write_atomically(Path(golden), json.dumps(without_nan(probes)).encode() + b"\n")
 
 
 def described(model: Model, name: str, format: str) -> dict[str, Any]:
