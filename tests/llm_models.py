@@ -1,6 +1,7 @@
 """Tiny language models, trained a little on Python's documentation, as Hugging Face saves them."""
 
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ CHAT = [
 def llama_folder() -> str:
     """The folder of llama.cpp's library, server and converter.zip."""
     return os.environ.get("QUERN_TEST_LLAMA", str(ROOT / "native/build/llama"))
+
+
+def llama_environment() -> dict[str, str]:
+    """For a program among the peers, whose libraries may lie in the other folder."""
+    places = [llama_folder(), str(Path(llama_program("llama-quantize")).parent)]
+    variable = "DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"
+    return os.environ | {variable: ":".join(places)}
 
 
 def llama_program(name: str) -> str:
