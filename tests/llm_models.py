@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "100")  # as in tasks/models/llama_cpp/library.py
 VOCABULARY = 512
 ROOT = Path(__file__).parent.parent
 LLAMA_BPE = (
@@ -203,7 +204,7 @@ class LanguageModels:
     def files(self, architecture: str) -> list[str]:
         folder = self.folder / architecture
         if not folder.exists():
-            steps = 40 if architecture == "llama" else 6
+            steps = 30 if architecture == "llama" else 6
             return make_model(folder, architecture, steps=steps)
         return files_of(folder)
 

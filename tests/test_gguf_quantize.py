@@ -43,7 +43,7 @@ def theirs(source: str, target: Path, format: str, *options: str, cwd: Path | No
 def importance(language_models: LanguageModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("importance")
     text, path = folder / "text.txt", folder / "imatrix.gguf"
-    text.write_text(prose()[:4000])
+    text.write_text(prose()[:1500])
     source = language_models.f16("llama")
     imatrix(source, str(text), 64, "tiny", str(path), library=llama_folder())
     return path

@@ -11,6 +11,7 @@ import tempfile
 from tasks.core.action import progress
 from tasks.core.errors import QuernError
 from tasks.models.layout import LLAMA_FOLDER
+from tasks.models.llama_cpp.library import SPINS
 from tasks.models.llama_cpp.model import Model
 from tasks.models.llama_cpp.text import evaluation_text
 
@@ -57,7 +58,7 @@ def imatrix(
         command += ["--output-format", "gguf", "--check-tensors"]
         if threads:
             command += ["--threads", str(threads)]
-        environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
+        environment = os.environ | {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPINS}
         process = subprocess.Popen(
             command,
             cwd=folder,

@@ -19,6 +19,10 @@ from tasks.models.layout import LLAMA_FOLDER
 LEVELS = {0: "none", 1: "debug", 2: "info", 3: "warning", 4: "error"}
 DEBUG, INFO, CONTINUED = 1, 2, 5
 
+# llama.cpp's threads wait for each other at every tensor. Where other processes want the processors
+# too (`-n 2`), spinning for a thread that isn't running costs more than all else.
+SPINS = "100"
+
 Listener = Callable[[str, str], None]  # level, whole line
 
 _listeners: list[Listener] = []
@@ -37,6 +41,7 @@ def load(folder: str = LLAMA_FOLDER) -> Any:
         return _loaded["module"]
     os.environ["GGML_NO_BACKTRACE"] = "1"  # an abort would else start a debugger, for seconds
     os.environ["LLAMA_CPP_LIB_PATH"] = folder
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     # Loaded in the order of need, so that each is found by the next whatever paths are baked in.
     libraries = [_library(folder, name) for name in ("ggml-base", "ggml", "llama")]
     try:
