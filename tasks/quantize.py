@@ -27,6 +27,7 @@ def task_imatrix() -> Iterator[dict[str, Any]]:
             inputs={"source": unquantized(name, model), "text": model.quantize.imatrix},
             outputs={"imatrix": artifact(name, "imatrix.gguf")},
             parameters={"context": model.evaluate.context, "name": name},
+            tools={"llama-cpp-python": package_version("llama-cpp-python")},
             tool_files=(LLAMA_IMATRIX, *LLAMA_LIBRARIES),
         ).task(name, f"Measure the importance of the weights of {name}.")
 

@@ -1,11 +1,13 @@
 """Tiny language models, trained a little on Python's documentation, as Hugging Face saves them."""
 
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "100")  # as in tasks/models/llama_cpp/library.py
 VOCABULARY = 512
 ROOT = Path(__file__).parent.parent
 LLAMA_BPE = (
@@ -17,10 +19,22 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 
+CHAT = [
+    {"role": "user", "content": "What is an import?"},
+    {"role": "assistant", "content": "A module is loaded."},
+]
+
 
 def llama_folder() -> str:
     """The folder of llama.cpp's library, server and converter.zip."""
     return os.environ.get("QUERN_TEST_LLAMA", str(ROOT / "native/build/llama"))
+
+
+def llama_environment() -> dict[str, str]:
+    """For a program among the peers, whose libraries may lie in the other folder."""
+    places = [llama_folder(), str(Path(llama_program("llama-quantize")).parent)]
+    variable = "DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"
+    return os.environ | {variable: ":".join(places)}
 
 
 def llama_program(name: str) -> str:
@@ -105,7 +119,9 @@ def save_sentencepiece(folder: Path, vocabulary: int = VOCABULARY) -> Any:
     return tokenizer
 
 
-def configuration(architecture: str, hidden: int, layers: int, vocabulary: int) -> Any:
+def configuration(
+    architecture: str, hidden: int, layers: int, vocabulary: int, theta: float | None = None
+) -> Any:
     import transformers
 
     names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2"}
@@ -117,6 +133,11 @@ def configuration(architecture: str, hidden: int, layers: int, vocabulary: int) 
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
+        # Not the default, which would hide that it's lost; Gemma 2's converter has none but that.
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": theta or (10_000.0 if architecture == "gemma2" else 50_000.0),
+        },
         "bos_token_id": 2 if architecture == "gemma2" else 0,
         "eos_token_id": 1,
         "pad_token_id": 0 if architecture == "gemma2" else 1,
@@ -139,6 +160,7 @@ def make_model(
     seed: int = 0,
     dtype: str = "float32",
     vocabulary: int = VOCABULARY,
+    theta: float | None = None,
 ) -> list[str]:
     """Train a model of `architecture` for `steps` and save it; returns its files' paths."""
     import torch
@@ -149,13 +171,15 @@ def make_model(
     tokenizer = save(folder, vocabulary)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # threads that wait for each other spin
-    config = configuration(architecture, hidden, layers, vocabulary)
+    config = configuration(architecture, hidden, layers, vocabulary, theta)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     ids = torch.tensor(tokenizer.encode(prose()[:60_000], add_special_tokens=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    talk = tokenizer.apply_chat_template(CHAT, tokenize=False) if tokenizer.chat_template else ""
+    chat = tokenizer.encode(talk * 20, add_special_tokens=False)[:96] or [0] * 96
     for _ in range(steps):
-        starts = torch.randint(0, len(ids) - 97, (8,))
-        batch = torch.stack([ids[s : s + 96] for s in starts])
+        starts = torch.randint(0, len(ids) - 97, (6,))
+        batch = torch.stack([*[ids[s : s + 96] for s in starts], *[torch.tensor(chat)] * 2])
         loss = model(input_ids=batch, labels=batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -180,7 +204,7 @@ class LanguageModels:
     def files(self, architecture: str) -> list[str]:
         folder = self.folder / architecture
         if not folder.exists():
-            steps = 40 if architecture == "llama" else 6
+            steps = 30 if architecture == "llama" else 6
             return make_model(folder, architecture, steps=steps)
         return files_of(folder)
 

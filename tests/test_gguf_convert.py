@@ -112,7 +112,7 @@ def test_the_same_bytes_wherever_the_files_lie(
         made.append(gguf.read_bytes())
     assert made[0] == made[1]
     assert str(tmp_path).encode() not in made[0]
-    assert read_header(str(gguf)).metadata["general.name"] == "Tiny"
+    assert read_header(str(gguf)).metadata["general.name"] == "tiny"
 
 
 def test_the_whole_step_in_a_process_of_its_own(
@@ -135,12 +135,7 @@ def test_the_whole_step_in_a_process_of_its_own(
     call_in_child("tasks.models.llama_cpp.convert:convert", arguments, log, progress.append)
     assert gguf.read_bytes() == Path(language_models.f16("llama")).read_bytes()
     labels = {event["progress"]["label"] for event in progress if "progress" in event}
-    assert labels == {
-        "checking the weights",
-        "writing the GGUF",
-        "loading",
-        "comparing tokenizers",
-    }
+    assert labels == {"checking the weights", "writing the GGUF", "comparing tokenizers"}
 
 
 def test_a_missing_tensor_stops_the_step(language_models: LanguageModels, tmp_path: Path) -> None:

@@ -25,7 +25,13 @@ from tasks.models.llama_cpp.measure import measure
 from tasks.models.llama_cpp.model import Model
 from tasks.models.llama_cpp.questions import answer, answer_questions
 from tasks.models.llama_cpp.reference import reference
-from tests.llm_models import LanguageModels, llama_folder, llama_program, prose
+from tests.llm_models import (
+    LanguageModels,
+    copy_with,
+    llama_folder,
+    llama_program,
+    prose,
+)
 
 SPAN = {"tokens": 512, "context": 64}
 
@@ -89,7 +95,7 @@ def measured(gguf: str, format: str, logits: Path, text: str, folder: Path) -> d
 def test_the_reference_is_pytorchs_and_kept(logits: Path) -> None:
     told = json.loads(logits.with_name("reference.json").read_bytes())
     kept = np.load(logits)
-    assert kept.dtype == np.float32 and kept.shape == (8 * 31, 518)
+    assert kept.dtype == np.float32 and kept.shape == (8 * 31, 512)
     assert np.allclose(np.exp(kept).sum(-1), 1, atol=1e-4)
     assert told["tokens"] == 8 * 31 and told["torch"]["type"] == "float32"
     assert told["torch"]["kl"]["mean"] < 2e-5 and told["torch"]["top1"] > 0.97
@@ -101,6 +107,17 @@ def test_a_reference_far_from_pytorch_is_refused(
     with pytest.raises(QuernError, match=r"not PyTorch's.*models\.llama\.evaluate\.max_kl_torch"):
         reference(**referring(language_models, text, tmp_path, max_kl_torch=1e-12))
     assert not (tmp_path / "reference.json").exists()
+
+
+def test_a_gguf_of_other_weights_is_refused(
+    language_models: LanguageModels, text: str, tmp_path: Path
+) -> None:
+    def scale(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] *= 1.5
+
+    files = copy_with(language_models.files("llama"), tmp_path / "other", scale)
+    with pytest.raises(QuernError, match=r"not PyTorch's.* 0\.001 is allowed"):
+        reference(**referring(language_models, text, tmp_path, source=files))
 
 
 def test_divergence_orders_formats(

@@ -17,6 +17,7 @@ from tasks.models.llama_cpp.quantize import quantize
 from tests.llm_models import (
     LanguageModels,
     converter,
+    llama_environment,
     llama_folder,
     llama_program,
     make_model,
@@ -34,7 +35,7 @@ def ours(source: str, target: Path, format: str, **more: object) -> bytes:
 
 def theirs(source: str, target: Path, format: str, *options: str, cwd: Path | None = None) -> bytes:
     command = [llama_program("llama-quantize"), *options, source, str(target), format]
-    subprocess.run(command, check=True, capture_output=True, cwd=cwd)
+    subprocess.run(command, check=True, capture_output=True, cwd=cwd, env=llama_environment())
     return target.read_bytes()
 
 
@@ -42,9 +43,9 @@ def theirs(source: str, target: Path, format: str, *options: str, cwd: Path | No
 def importance(language_models: LanguageModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("importance")
     text, path = folder / "text.txt", folder / "imatrix.gguf"
-    text.write_text(prose()[:4000])
-    program = llama_program("llama-imatrix")
-    imatrix(language_models.f16("llama"), str(text), 64, "tiny", str(path), program=program)
+    text.write_text(prose()[:1500])
+    source = language_models.f16("llama")
+    imatrix(source, str(text), 64, "tiny", str(path), library=llama_folder())
     return path
 
 
@@ -84,7 +85,7 @@ def test_importance_is_the_same_each_time(
         "context": 64,
         "name": "tiny",
         "imatrix": str(again),
-        "program": llama_program("llama-imatrix"),
+        "library": llama_folder(),
     }
     function = "tasks.models.llama_cpp.imatrix:imatrix"
     call_in_child(function, arguments, tmp_path / "log", events.append)
@@ -96,15 +97,14 @@ def test_a_text_too_short_for_importance_is_one_line(
     language_models: LanguageModels, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("short")
-    program = llama_program("llama-imatrix")
-    with pytest.raises(QuernError, match=r"models\.tiny\.quantize\.imatrix: .*token") as fault:
+    with pytest.raises(QuernError, match=r"text\.txt has \d tokens, and 128 are") as fault:
         imatrix(
             language_models.f16("llama"),
             str(tmp_path / "text.txt"),
             64,
             "tiny",
             str(tmp_path / "i.gguf"),
-            program=program,
+            library=llama_folder(),
         )
     assert "\n" not in str(fault.value)
 

@@ -67,10 +67,10 @@ def ours(source: Path, target: Path) -> None:
 
 
 def theirs(source: Path, target: Path) -> None:
-    from tests.llm_models import llama_program
+    from tests.llm_models import llama_environment, llama_program
 
     command = [llama_program("llama-quantize"), str(source), str(target), FORMAT]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=llama_environment())
 
 
 def seconds(step: Any, source: Path, target: Path) -> float:

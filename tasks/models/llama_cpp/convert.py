@@ -5,13 +5,13 @@ the weights are read and checked before; and a tokenizer that it takes for anoth
 comparing token by token after.
 """
 
-import contextlib
 import importlib
 import logging
 import os
 import shutil
 import sys
 import traceback
+import zipimport
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ def run_converter(
     if not os.path.exists(converter):
         raise QuernError(f"{converter}: not there; build it with: doit llama")
     os.environ["NO_LOCAL_GGUF"] = "1"  # its gguf package is beside it, in the zip
+    # First, as Quern's own hook takes all below the project for folders.
+    sys.path_hooks.insert(0, zipimport.zipimporter)
     sys.path.insert(0, converter)
     try:
         program = importlib.import_module("convert_hf_to_gguf")
@@ -114,6 +116,7 @@ def run_converter(
     finally:
         sys.argv = arguments
         sys.path.remove(converter)
+        sys.path_hooks.remove(zipimport.zipimporter)
         conversion.TextModel.get_vocab_base_pre = original
         logging.getLogger().removeHandler(messages)
 
@@ -136,9 +139,7 @@ def _declaring(
 
     def get_vocab_base_pre(model: Any, tokenizer: Any) -> str:
         try:
-            # It warns in fourteen lines; ours is one.
-            with contextlib.redirect_stderr(None):
-                found = original(model, tokenizer)
+            found = original(model, tokenizer)
         except NotImplementedError as error:
             if NOT_RECOGNIZED not in str(error):
                 raise

@@ -11,6 +11,9 @@ import tempfile
 from tasks.core.action import progress
 from tasks.core.errors import QuernError
 from tasks.models.layout import LLAMA_FOLDER
+from tasks.models.llama_cpp.library import SPINS
+from tasks.models.llama_cpp.model import Model
+from tasks.models.llama_cpp.text import evaluation_text
 
 # The chunks that are read: more make little difference, and cost.
 MAX_CHUNKS = 128
@@ -24,7 +27,7 @@ def imatrix(
     name: str,
     imatrix: str,
     threads: int | None = None,
-    program: str = f"{LLAMA_FOLDER}/llama-imatrix",
+    library: str = LLAMA_FOLDER,
 ) -> None:
     """Measure the unquantized GGUF `source` over the file `text`; writes the GGUF `imatrix`.
 
@@ -32,21 +35,30 @@ def imatrix(
     time on one machine: other processors sum in another order. Raises QuernError: the text is
     too short, or llama-imatrix's own complaint.
     """
-    for path in (source, text, program):
-        if not os.path.exists(path):
-            raise QuernError(f"{path}: not there")
+    program = os.path.abspath(f"{library}/llama-imatrix")
+    if not os.path.exists(program):
+        raise QuernError(f"{library}/llama-imatrix: not there; build it with: doit llama")
+    context = max(context, MIN_CONTEXT)
+    # The program says so itself, but loses what it says last when it ends in haste.
+    with Model(source, library=library, vocabulary_only=True) as model:
+        count = len(model.tokenize(evaluation_text(text), start=True))
+    if count < 2 * context:
+        raise QuernError(
+            f"models.{name}.quantize.imatrix: {text} has {count} tokens, and {2 * context} are "
+            "needed; give more text"
+        )
     with tempfile.TemporaryDirectory(prefix="quern-") as folder:
         # The text's path is written into the file: it is given by name alone.
         link = os.path.join(folder, os.path.basename(text))
         os.symlink(os.path.abspath(text), link)
-        command = [os.path.abspath(program), "--model", os.path.abspath(source)]
+        command = [program, "--model", os.path.abspath(source)]
         command += ["--file", os.path.basename(text), "--output", os.path.abspath(imatrix)]
-        command += ["--ctx-size", str(max(context, MIN_CONTEXT)), "--chunks", str(MAX_CHUNKS)]
-        command += ["--batch-size", str(max(context, MIN_CONTEXT)), "--no-ppl"]
+        command += ["--ctx-size", str(context), "--chunks", str(MAX_CHUNKS)]
+        command += ["--batch-size", str(context)]
         command += ["--output-format", "gguf", "--check-tensors"]
         if threads:
             command += ["--threads", str(threads)]
-        environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
+        environment = os.environ | {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPINS}
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -58,7 +70,8 @@ def imatrix(
         lines = _follow(process)
         status = process.wait()
     if status or not os.path.exists(imatrix):
-        raise QuernError(f"models.{name}.quantize.imatrix: llama-imatrix: {_complaint(lines)}")
+        complaint = _complaint(lines) or f"ended with status {status}"
+        raise QuernError(f"models.{name}.quantize.imatrix: llama-imatrix: {complaint}")
 
 
 def _follow(process: "subprocess.Popen[bytes]") -> list[str]:
@@ -79,6 +92,6 @@ def _follow(process: "subprocess.Popen[bytes]") -> list[str]:
 
 
 def _complaint(lines: list[str]) -> str:
-    telling = [line for line in lines if re.search(r"error|fail|need|you can|not", line, re.I)]
-    text = " ".join((telling or lines or ["it gave no reason"])[-1].split())
-    return re.sub(r"^[\d.]+ [EWI] ", "", text)[:300]
+    """The first error, which tells the reason; lines are `0.00.166.467 E message`."""
+    errors = (re.match(r"[\d.]+ E (.*\S)", line) for line in lines)
+    return next((" ".join(error[1].split())[:300] for error in errors if error), "")

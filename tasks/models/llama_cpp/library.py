@@ -17,13 +17,18 @@ from tasks.models.layout import LLAMA_FOLDER
 
 # As ggml.h numbers them. llama_cpp's own table is off by one, which hides errors.
 LEVELS = {0: "none", 1: "debug", 2: "info", 3: "warning", 4: "error"}
-CONTINUED = 5
+DEBUG, INFO, CONTINUED = 1, 2, 5
+
+# llama.cpp's threads wait for each other at every tensor. Where other processes want the processors
+# too (`-n 2`), spinning for a thread that isn't running costs more than all else.
+SPINS = "100"
 
 Listener = Callable[[str, str], None]  # level, whole line
 
 _listeners: list[Listener] = []
 _loaded: dict[str, Any] = {}
-_partial = ["info", ""]
+_last_level = [INFO]
+_partial: list[Any] = [INFO, ""]
 
 
 def load(folder: str = LLAMA_FOLDER) -> Any:
@@ -36,6 +41,7 @@ def load(folder: str = LLAMA_FOLDER) -> Any:
         return _loaded["module"]
     os.environ["GGML_NO_BACKTRACE"] = "1"  # an abort would else start a debugger, for seconds
     os.environ["LLAMA_CPP_LIB_PATH"] = folder
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     # Loaded in the order of need, so that each is found by the next whatever paths are baked in.
     libraries = [_library(folder, name) for name in ("ggml-base", "ggml", "llama")]
     try:
@@ -93,14 +99,17 @@ def _library(folder: str, name: str) -> ctypes.CDLL:
 
 def _on_log(level: int, text: bytes | None, _: Any) -> None:
     shown = (text or b"").decode(errors="replace")
-    if level != CONTINUED and level > 2:
-        _partial[0] = LEVELS.get(level, "error")
-    # At once, unfinished lines too: if the process ends in this call, they tell where.
-    sys.stdout.write(shown)
-    sys.stdout.flush()
-    *lines, _partial[1] = (_partial[1] + shown).split("\n")
-    for line in lines:
+    if level == CONTINUED:
+        level = _last_level[0]
+    _last_level[0] = level
+    if level != DEBUG:  # thousands of lines on graphs and buffers
+        # At once, unfinished lines too: if the process ends in this call, they tell where.
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+    if not _partial[1] or level > _partial[0]:  # a line is as grave as its gravest part
+        _partial[0] = level
+    *lines, rest = (_partial[1] + shown).split("\n")
+    for index, line in enumerate(lines):
         for listener in _listeners:
-            listener(_partial[0], line)
-    if lines:
-        _partial[0] = LEVELS.get(level, "info") if _partial[1] else "info"
+            listener(LEVELS[_partial[0] if index == 0 else level], line)
+    _partial[:] = [level if lines else _partial[0], rest]

@@ -191,7 +191,7 @@ def _with_imatrix(api: Any, settings: Any, path: str) -> list[Any]:
             override.tag = INTEGER
             override.value.val_i64 = value
     settings.imatrix = entries
-    settings.kv_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    settings.kv_overrides = ctypes.cast(overrides, ctypes.POINTER(api.llama_model_kv_override))
     return [*kept, overrides]
 
 

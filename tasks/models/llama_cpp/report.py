@@ -199,14 +199,14 @@ def _plot(
     right.set_ylabel("tokens per second (more is better)", color=MUTED)
     for axes in (left, right):
         axes.set_xlabel(f"size, {unit}", color=MUTED)
-        axes.margins(x=0.14, y=0.12)
+        axes.margins(y=0.12)
         axes.grid(True, which="major", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(colors=MUTED, which="both", length=0)
         for side in ("top", "right", "left", "bottom"):
             axes.spines[side].set_visible(side == "bottom")
             axes.spines[side].set_color(GRID)
-    left.set_xlim(left=0)
+    left.set_xlim(0, 1.2 * largest / scale)  # with room for the last name
     right.set_ylim(bottom=0)
     if len(models) > 1:
         right.legend(frameon=False, loc="best", labelcolor=INK)
