@@ -344,11 +344,22 @@ def talk(text: str = "hello", tokens: int = 8, **more: Any) -> dict[str, Any]:
 def words(answer: Answer) -> str:
     """What the model said."""
     assert answer.status == 200, answer.body
-    return str(json.loads(answer.body)["choices"][0]["message"]["content"])
+    return plain(json.loads(answer.body)["choices"][0]["message"]["content"])
+
+
+def plain(content: str) -> str:
+    """Without a letter that is cut at the end: a stream leaves it out."""
+    return content.rstrip("\ufffd")
+
+
+def said(events: list[Any]) -> str:
+    """What a stream's events tell."""
+    deltas = [event["choices"][0]["delta"] for event in events if event["choices"]]
+    return plain("".join(delta.get("content") or "" for delta in deltas))
 
 
 class Stream:
-    """A chat whose answer comes as server-sent events; `next()` one of them, None after the last."""
+    """A chat whose answer comes as server-sent events; `next()` is one, None after the last."""
 
     def __init__(self, port: int, request: dict[str, Any]) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -416,10 +427,14 @@ class Hammer:
                 data = response.read()
                 if response.status != 200:
                     raise RuntimeError(f"{response.status} {data!r}")
-                said = streamed(data) if streaming else json.loads(data)["choices"][0]["message"]
+                content = (
+                    said(events_of(data))
+                    if streaming
+                    else plain(json.loads(data)["choices"][0]["message"]["content"])
+                )
                 with self.lock:
                     self.answers += 1
-                    self.said.add(str(said["content"]))
+                    self.said.add(content)
             except Exception as error:  # whatever it is, the client has lost a request
                 self.failures.append(repr(error))
                 connection.close()
@@ -431,9 +446,8 @@ class Hammer:
         wait(lambda: self.answers >= before + answers, f"answers; failures {self.failures[:3]}")
 
 
-def streamed(data: bytes) -> dict[str, str]:
-    """The message that a whole stream of events tells."""
+def events_of(data: bytes) -> list[Any]:
+    """The events of a whole stream."""
     lines = [line[6:] for line in data.split(b"\n") if line.startswith(b"data: ")]
     assert lines[-1].strip() == b"[DONE]", lines[-1]
-    pieces = [json.loads(line)["choices"][0]["delta"] for line in lines[:-1]]
-    return {"content": "".join(piece.get("content") or "" for piece in pieces)}
+    return [json.loads(line) for line in lines[:-1]]
