@@ -11,7 +11,7 @@ from typing import Any
 from tasks.core.configuration import LanguageModel, load_configuration
 from tasks.core.project import Project
 from tasks.core.recipe import FunctionAction
-from tasks.models.layout import merged_files, unquantized
+from tasks.models.layout import model_files, unquantized
 
 
 def task_drop() -> Iterator[dict[str, Any]]:
@@ -32,7 +32,8 @@ def task_drop() -> Iterator[dict[str, Any]]:
 
 def intermediates(name: str, model: LanguageModel) -> list[str]:
     """Paths of a model's files that are dropped."""
-    merged = list(merged_files(name, model).values()) if model.merge.drop else []
+    dropped = model.merge.drop and model.adapter is not None
+    merged = model_files(name, model) if dropped else []
     return [*merged, *([unquantized(name, model)] if model.convert.drop else [])]
 
 

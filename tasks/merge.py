@@ -27,7 +27,7 @@ def task_merge() -> Iterator[dict[str, Any]]:
             version=1,
             function="tasks.merge:merge",
             inputs={"base": base_inputs(model.base), "adapter": adapter_inputs(model.adapter)},
-            outputs=merged_files(name, model),
+            outputs=merged_files(name, model.base, model.adapter),
             parameters={"tool": model.merge.tool, "base_name": model.merge.base_name},
             tools={tool: package_version(tool) for tool in tools},
             large=True,

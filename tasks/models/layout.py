@@ -44,12 +44,10 @@ LLAMA_LIBRARIES = tuple(
 )
 
 
-def merged_files(name: str, model: LanguageModel) -> dict[str, str]:
+def merged_files(name: str, base: str, adapter: str) -> dict[str, str]:
     """File name → path, for every file of the merged model: the base's own names, and the
     tokenizer files that the adapter brings. Of a base that isn't there, config.json alone."""
-    if model.adapter is None:
-        return {}
-    names = {*pretrained_files(model.base), *tokenizer_files(model.adapter)} or {"config.json"}
+    names = {*pretrained_files(base), *tokenizer_files(adapter)} or {"config.json"}
     return {file: artifact(name, f"merged/{file}") for file in sorted(names)}
 
 
@@ -57,7 +55,7 @@ def model_files(name: str, model: LanguageModel) -> list[str]:
     """The files of the Hugging Face model that a language model's GGUF is made of: the merged
     one's, or without an adapter the base's own."""
     if model.adapter:
-        return list(merged_files(name, model).values())
+        return list(merged_files(name, model.base, model.adapter).values())
     return [f"{model.base}/{file}" for file in pretrained_files(model.base) or ["config.json"]]
 
 
