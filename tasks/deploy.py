@@ -21,6 +21,7 @@ from tasks.hosts.channels import (
     wanted_release,
 )
 from tasks.hosts.deployment import Deployment
+from tasks.hosts.marks import Marks
 from tasks.hosts.releases import Release, prune
 from tasks.models.layout import artifact, language_release_files, release_files
 
@@ -106,14 +107,22 @@ class Live:
         self.manifest, self.channels = manifest, channels
         self.reason = ""
 
-    def __call__(self) -> bool:
+    def __call__(self, task: Any) -> bool:
         """Ask the servers themselves; `reason` says what is wrong."""
         try:
             release = Release.read(Path(self.manifest))
         except (FileNotFoundError, QuernError):
             return True  # there is nothing yet to compare with; the inputs say why it runs
+        task.init_options()
+        if task.options["retry"] and any(self._is_marked(c, release) for c in self.channels):
+            self.reason = f"release {release.id} is to be tried again"
+            return False
         self.reason = next(filter(None, (self._drift(c, release) for c in self.channels)), "")
         return not self.reason
+
+    @staticmethod
+    def _is_marked(channel: Channel, release: Release) -> bool:
+        return Marks(host_of(Path.cwd(), channel), release.model).read(release.id) is not None
 
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:

@@ -1,8 +1,10 @@
-"""Train: the example's training run. Yours runs elsewhere, and `fetch` brings what it writes."""
+"""Train: the examples' training runs. Yours runs elsewhere, and `fetch` brings what it writes."""
 
 import glob
+import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from tasks.core.recipe import FunctionAction
 from tasks.models.layout import cycle_of
 
 FOLDER = "examples/digits"
+LANGUAGE = "examples/pydoc"
+OF_BASE = ["text.py", "tokenizer.py", "base.py"]
+OF_ADAPTER = ["questions.py", "questions.jsonl", "adapter.py", "folder.py"]
 
 
 def task_train_example() -> dict[str, Any]:
@@ -88,3 +93,81 @@ def train_cycle(folder: str, cycle: int, seed: int) -> None:
     output = Path(folder) / f"checkpoints_cycle{cycle}" / "best_model.pth"
     train(output, seed=seed, progress=tell)
     write_atomically(output.with_name("training.json"), canonical_json({"seed": seed}) + b"\n")
+
+
+def task_train_language_example() -> dict[str, Any]:
+    """Train a small language model and its adapter; another --seed trains the adapter anew."""
+    return {
+        "actions": [FunctionAction(train_language_example)],
+        "params": [
+            {
+                "name": "seed",
+                "long": "seed",
+                "type": int,
+                "default": 0,
+                "help": "random seed of the adapter's training run",
+            }
+        ],
+        "file_dep": [f"{LANGUAGE}/{name}" for name in [*OF_BASE, *OF_ADAPTER]],
+        "uptodate": [AdapterTrainedWithSeed()],
+    }
+
+
+class AdapterTrainedWithSeed:
+    """Whether base and adapter are there, the adapter trained with the seed that is asked for."""
+
+    reason = "no adapter was trained with this seed"
+
+    def __call__(self, task: Any) -> bool:
+        """Asked by doit."""
+        task.init_options()
+        trained = recorded_training(f"{LANGUAGE}/adapter")
+        return trained == {"seed": task.options["seed"]} and bool(
+            recorded_training(f"{LANGUAGE}/base")
+        )
+
+
+def recorded_training(folder: str) -> dict[str, Any]:
+    """What the training run that wrote `folder` recorded of itself, last of all."""
+    path = Path(folder) / "training.json"
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+
+
+def train_language_example(project: Project, task: str, seed: int) -> None:
+    """Train in a child process: the base if it isn't there as its sources are, and the adapter."""
+    if seed < 0:
+        raise QuernError(f"--seed {seed}: must not be negative")
+    if not all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors")):
+        raise QuernError("the language example needs packages: ./setup llm")
+    call_in_child(
+        "tasks.train:train_language_model",
+        {
+            "folder": LANGUAGE,
+            "seed": seed,
+            "sources": {name: project.index.digest(f"{LANGUAGE}/{name}") for name in OF_BASE},
+        },
+        project.open_log(task),
+        lambda event: project.event(task, event),
+    )
+
+
+def train_language_model(folder: str, seed: int, sources: Mapping[str, str]) -> None:
+    """Train and save `base` and `adapter`, and in each what it was trained from."""
+    from examples.pydoc.adapter import train_adapter
+    from examples.pydoc.base import train_base
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+        step = re.match(r"(base|adapter) step (\d+)/(\d+)", text)
+        if step:
+            progress(f"training {step[1]}", int(step[2]), int(step[3]), "steps")
+
+    def record(trained: Path, what: dict[str, Any]) -> None:
+        write_atomically(trained / "training.json", canonical_json(what) + b"\n")
+
+    base, adapter = Path(folder) / "base", Path(folder) / "adapter"
+    if recorded_training(str(base)) != {"sources": sources}:
+        train_base(base, progress=tell)
+        record(base, {"sources": sources})
+    train_adapter(base, adapter, seed=seed, progress=tell)
+    record(adapter, {"seed": seed})

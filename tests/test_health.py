@@ -41,7 +41,7 @@ def test_health_follows_what_happens_to_file_and_server(deploy_project: DeployPr
     weights.resolve().write_bytes(data)
     told = project.doit("health", status=2).stdout
     assert "digits: unhealthy" in told and "does not have the release's digest" in told
-    project.doit("deploy:digits", "--always-execute")
+    project.doit("--always-execute", "deploy:digits")
     assert looked_at(project, 0)["status"] == HEALTHY
 
     project.stop()

@@ -54,6 +54,6 @@ def test_retry_lifts_the_mark_of_a_rollback(deploy_project: DeployProject):
     second = project.health()["release"]
     project.doit("rollback", "digits")
     assert project.health()["release"] != second
-    project.doit("deploy:digits", "--retry", "--always-execute")
+    project.doit("deploy:digits", "--retry")
     assert project.health()["release"] == second
     assert project.doit().stdout == ""
