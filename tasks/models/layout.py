@@ -53,7 +53,11 @@ def model_files(name: str, model: "LanguageModel") -> list[str]:
         return []
     files = sorted(entry.name for entry in os.scandir(model.base) if entry.is_file())
     folder = artifact(name, "merged") if model.adapter else model.base
-    return [f"{folder}/{file}" for file in files if not file.startswith(".")]
+    return [
+        f"{folder}/{file}"
+        for file in files
+        if not file.startswith(".") and not file.endswith(".gguf")
+    ]
 
 
 def unquantized(name: str, model: "LanguageModel") -> str:
