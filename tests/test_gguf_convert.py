@@ -147,6 +147,11 @@ def test_a_missing_tensor_stops_the_step(language_models: LanguageModels, tmp_pa
     assert not (tmp_path / "a.gguf").exists()
 
 
+def test_no_base_names_its_key(tmp_path: Path) -> None:
+    with pytest.raises(QuernError, match=r"models\.tiny\.base: no such directory"):
+        convert([], converter(), "f16", "tiny", None, str(tmp_path / "a.gguf"))
+
+
 def test_an_architecture_llama_cpp_lacks_is_one_line(
     language_models: LanguageModels, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from tasks.models.llama_cpp.gguf_file import read_header
 from tasks.models.llama_cpp.logits import windows_of
 from tasks.models.llama_cpp.measure import measure
 from tasks.models.llama_cpp.model import Model
-from tasks.models.llama_cpp.questions import answer, answer_questions
+from tasks.models.llama_cpp.questions import answer, answer_questions, as_chat
 from tasks.models.llama_cpp.reference import reference
 from tests.llm_models import (
     LanguageModels,
@@ -257,6 +257,14 @@ def test_a_template_that_refuses_is_one_line(language_models: LanguageModels) ->
         pytest.raises(QuernError, match="refuses the messages: System role not supported"),
     ):
         answer(context, "Hello", "Be brief.")
+
+
+def test_a_template_is_told_the_same_date_every_day(language_models: LanguageModels) -> None:
+    class Dated(Model):
+        chat_template = "{{ strftime_now('%Y-%m-%d') }}"  # type: ignore[assignment]
+
+    with Dated(language_models.f16("llama"), library=llama_folder()) as model:
+        assert as_chat(model, "Hello", None) == "2025-01-01"
 
 
 @pytest.mark.parametrize("damage", ["cut", "magic"])

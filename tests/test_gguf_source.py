@@ -132,3 +132,14 @@ def test_no_configuration_is_told(tmp_path: Path) -> None:
         source_folder(files_of(tmp_path)),
     ):
         pass
+
+
+def test_a_model_that_transformers_does_not_know_is_one_line(
+    language_models: LanguageModels, tmp_path: Path
+) -> None:
+    files = copy_with(language_models.files("llama"), tmp_path / "m", lambda t: None)
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"lama"'))
+    with pytest.raises(QuernError, match=r"transformers can't set the model up: .*lama") as fault:
+        refuse_missing_tensors(files)
+    assert "\n" not in str(fault.value)

@@ -58,6 +58,11 @@ def convert(
     """
     from tasks.models.llama_cpp.tokenizers import compare_tokenizers
 
+    if not source:
+        raise QuernError(
+            f"models.{name}.base: no such directory, or no files in it; give a directory as "
+            "Hugging Face writes it"
+        )
     refuse_missing_tensors(source)
     matrices, vectors = refuse_bad_numbers(source, name, MAX_FLOAT16 if type == "f16" else None)
     others = [f for f in source if not f.endswith(WEIGHTS)]

@@ -6,6 +6,7 @@ variable LLAMA_CPP_LIB_PATH names when it is imported.
 
 import ctypes
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ _partial: list[Any] = [INFO, ""]
 
 
 def load(folder: str = LLAMA_FOLDER) -> Any:
-    """The module `llama_cpp` on the library in `folder`, its compute backends loaded.
+    """The module `llama_cpp.llama_cpp` on the library in `folder`, its compute backends loaded.
 
     llama.cpp's messages go to standard output, which is the task's log, and to those who listen
     (`heard`). One process can load one library. Raises QuernError: no library in `folder`.
@@ -44,10 +45,7 @@ def load(folder: str = LLAMA_FOLDER) -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     # Loaded in the order of need, so that each is found by the next whatever paths are baked in.
     libraries = [_library(folder, name) for name in ("ggml-base", "ggml", "llama")]
-    try:
-        module = importlib.import_module("llama_cpp.llama_cpp")
-    except ImportError as error:
-        raise QuernError(f"{error}; run ./setup llm") from None
+    module = _bindings()
     _loaded["callback"] = module.llama_log_callback(_on_log)  # collected, it would crash
     module.llama_log_set(_loaded["callback"], ctypes.c_void_p(0))
     backends = libraries[1]
@@ -64,6 +62,8 @@ def load(folder: str = LLAMA_FOLDER) -> Any:
 def heard(listener: Listener) -> Iterator[None]:
     """Within it `listener` is told each line that llama.cpp logs, with its level."""
     _listeners.append(listener)
+    # The package, when something else imports it, puts a function of its own in our place.
+    _loaded["module"].llama_log_set(_loaded["callback"], ctypes.c_void_p(0))
     try:
         yield
     finally:
@@ -84,6 +84,21 @@ class LastErrors:
     def told(self) -> str:
         """The complaint in a line; the reason comes first in llama.cpp's order."""
         return self.lines[0] if self.lines else "llama.cpp gave no reason"
+
+
+def _bindings() -> Any:
+    """llama_cpp's bindings, without the rest of the package: that takes a fifth of a second, for
+    things (numpy, a server's types) that a step like quantizing has no use for."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise QuernError("the Python package llama_cpp is not installed; run ./setup llm")
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]  # whoever imports it shall have all of it
 
 
 def _library(folder: str, name: str) -> ctypes.CDLL:

@@ -1,6 +1,7 @@
 """Questions with known answers, put to a model as a user would put them."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 from tasks.core.action import progress
@@ -8,6 +9,8 @@ from tasks.core.errors import QuernError
 from tasks.models.llama_cpp.model import Context, Model
 
 MAX_ANSWER_TOKENS = 64
+# Some templates tell the model the date; the same question shall be the same tomorrow.
+DATE = datetime(2025, 1, 1)
 
 
 def read_questions(path: str) -> list[dict[str, str]]:
@@ -64,7 +67,7 @@ def answer_questions(model: Model, path: str, system: str | None, size: int) -> 
 def answer(context: Context, prompt: str, system: str | None) -> str:
     """What the model says to `prompt`. Raises QuernError: see `answer_questions`."""
     model = context.model
-    shown = _as_chat(model, prompt, system)
+    shown = as_chat(model, prompt, system)
     start = model.start_token
     begun = start is not None and shown.startswith(model.piece(start, special=True).decode())
     context.clear()
@@ -79,7 +82,7 @@ def answer(context: Context, prompt: str, system: str | None) -> str:
     return said.decode(errors="replace")
 
 
-def _as_chat(model: Model, prompt: str, system: str | None) -> str:
+def as_chat(model: Model, prompt: str, system: str | None) -> str:
     """The prompt as the model's chat template has it; without a template, as it is."""
     template = model.chat_template
     if template is None:
@@ -95,6 +98,7 @@ def _as_chat(model: Model, prompt: str, system: str | None) -> str:
             bos_token=model.token_text("bos"),
             eos_token=model.token_text("eos"),
         )
+        formatter.strftime_now = lambda format: DATE.strftime(format)
         return str(formatter(messages=messages).prompt)
     except (TemplateError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -127,23 +127,24 @@ def refuse_missing_tensors(files: list[str]) -> None:
     """Compare the tensors in `files` with those the model's own configuration calls for.
 
     The model is set up without memory (torch's meta device), so that this costs no more than
-    reading the files' headers. Raises QuernError naming what is missing, or has another shape.
+    reading the files' headers. Raises QuernError naming what is missing or has another shape, or
+    with transformers' reason if it doesn't know such a model.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    where = os.path.dirname(files[0])
     with source_folder(files) as folder:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
+        try:
             _, told = AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=config,
                 local_files_only=True,
                 output_loading_info=True,
                 device_map="meta",
                 ignore_mismatched_sizes=True,
             )
-    where = os.path.dirname(files[0])
+        except Exception as error:
+            reason = " ".join(str(error).replace(f"{folder}/", "").split())[:300]
+            raise QuernError(f"{where}: transformers can't set the model up: {reason}") from None
     missing = sorted(told["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
