@@ -499,7 +499,7 @@ def test_a_killed_server(channel: Channel, one: Path) -> None:
 
 
 def test_a_stream_is_drained(channel: Channel, long_winded: Path) -> None:
-    with channel.holding(long_winded):
+    with channel.holding(long_winded, "--kill-seconds", "300"):
         child = channel.children("live")[0]["pid"]
         stream = channel.stream(tokens=3000)
         assert stream.next()
@@ -548,7 +548,14 @@ def test_a_client_that_leaves_frees_its_slot(
         connection.request("POST", CHAT, json.dumps(talk(tokens=LONG, stream=streaming)), JSON)
         wait(lambda: slots(channel)[0]["is_processing"], "the slot to be taken")
         connection.close()
-        wait(lambda: not slots(channel)[0]["is_processing"], "the slot to be free")
+
+        def free() -> bool:
+            # llama-server looks whether a client is there after a second without any result for
+            # anyone, and what it says of its slots is such a result.
+            time.sleep(1.5)
+            return not slots(channel)[0]["is_processing"]
+
+        wait(free, "the slot to be free")
         assert channel.metric('quern_requests_total{code="499"}') == 1
         assert slots(channel)[0]["next_token"][0]["n_decoded"] < LONG
         assert channel.chat().status == 200

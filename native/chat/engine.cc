@@ -82,6 +82,10 @@ ChildProgram program_of(const ChatRelease& release, const std::string& socket) {
                        "--jinja",
                        "--no-webui",
                        "--offline"};
+  if (settings.threads > 0) {
+    program.arguments.insert(program.arguments.end(),
+                             {"--threads", std::to_string(settings.threads)});
+  }
   // Our keys are none of its business, and its own variables would override the release.
   program.environment = environment_without({"QUERN_", "LISTEN_", "LLAMA_", "AIP_"});
   program.environment.emplace_back("GGML_NO_BACKTRACE=1");  // it would wait for a debugger
