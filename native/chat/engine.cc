@@ -207,8 +207,16 @@ int Engine::retry_after() const {
   return std::max(1, static_cast<int>(std::ceil(restart_at_ - monotonic_seconds())));
 }
 
-void Engine::leave() {
+void Engine::enter(bool takes_slot) {
+  ++in_flight_;
+  if (takes_slot) ++slots_taken_;
+}
+
+bool Engine::has_free_slot() const { return slots_taken_ < release_->settings.parallel; }
+
+void Engine::leave(bool takes_slot) {
   --in_flight_;
+  if (takes_slot) --slots_taken_;
   if (retired_ && in_flight_ == 0) end();
 }
 
