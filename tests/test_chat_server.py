@@ -589,7 +589,8 @@ def test_a_slow_client_does_not_grow_the_server(channel: Channel, long_winded: P
             before = resident(child)
             wait(lambda: slots(channel)[0]["is_processing"], "the slot to be taken")
             wait(lambda: not slots(channel)[0]["is_processing"], "all to be computed", 300)
-            assert resident(child) - before < 4 << 20
+            if b"__asan_" not in chat_program().read_bytes():  # which keeps what was freed
+                assert resident(child) - before < 4 << 20
             answer = read_all(client)
         assert answer.count(b"data: {") > 3_000
         assert answer.rstrip().endswith(b"0") and b"data: [DONE]" in answer
