@@ -194,6 +194,7 @@ class Factory:
             "parallel": 4,
             "temperature": 0,
             "system": None,
+            "threads": 1,  # more wait for each other
         }
         (building / "chat.json").write_bytes(canonical(settings | chat) + b"\n")
         (building / "golden.json").write_bytes(b"{}\n")

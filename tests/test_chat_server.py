@@ -436,22 +436,31 @@ def test_a_request_keeps_its_engine(channel: Channel, long_winded: Path, two: Pa
 # ---- what dies -----------------------------------------------------------------------------------
 
 
-def test_a_killed_engine(channel: Channel, long_winded: Path) -> None:
-    with channel.holding(long_winded):
+def test_a_killed_engine(channel: Channel, factory: Factory) -> None:
+    with channel.holding(factory.release(4, parallel=2, context=32768)):
         spoken = words(channel.chat())
         (pid,) = channel.engines()
         server = channel.children("live")[0]["pid"]
         stream = channel.stream(tokens=LONG)
         assert stream.next()
-        waiting = http.client.HTTPConnection("127.0.0.1", channel.port, timeout=60)
-        waiting.request("POST", CHAT, json.dumps(talk()), JSON)  # the only slot is taken
-        wait(lambda: channel.metric("quern_requests_in_flight") >= 2, "both to be in flight")
+        computed, waiting = (
+            http.client.HTTPConnection("127.0.0.1", channel.port, timeout=60) for _ in range(2)
+        )
+        computed.request("POST", CHAT, json.dumps(talk(tokens=LONG)), JSON)
+        wait(
+            lambda: all(slot["is_processing"] for slot in slots(channel)), "both slots to be taken"
+        )
+        waiting.request("POST", CHAT, json.dumps(talk()), JSON)
+        wait(lambda: channel.metric("quern_requests_waiting") == 1, "the third to wait")
         os.kill(pid, signal.SIGKILL)
         with pytest.raises((EOFError, http.client.HTTPException, OSError)):
             stream.rest()  # half an answer is not taken for a whole one
-        answer = waiting.getresponse()
+        answer = computed.getresponse()
         assert answer.status == 502
         assert "engine" in json.loads(answer.read())["error"]
+        answer = waiting.getresponse()
+        assert answer.status == 503 and int(answer.headers["Retry-After"]) >= 1
+        answer.read()
 
         answers = []
 
@@ -468,7 +477,8 @@ def test_a_killed_engine(channel: Channel, long_winded: Path) -> None:
         assert channel.children("live")[0]["pid"] == server
         assert channel.engine_pid() != pid
         assert channel.metric("quern_engine_restarts_total") == 1
-        waiting.close()
+        for connection in (computed, waiting):
+            connection.close()
 
 
 def test_an_engine_restarts_from_the_same_bytes(
@@ -499,7 +509,7 @@ def test_a_killed_server(channel: Channel, one: Path) -> None:
 
 
 def test_a_stream_is_drained(channel: Channel, long_winded: Path) -> None:
-    with channel.holding(long_winded):
+    with channel.holding(long_winded, "--kill-seconds", "300"):
         child = channel.children("live")[0]["pid"]
         stream = channel.stream(tokens=3000)
         assert stream.next()
@@ -548,17 +558,25 @@ def test_a_client_that_leaves_frees_its_slot(
         connection.request("POST", CHAT, json.dumps(talk(tokens=LONG, stream=streaming)), JSON)
         wait(lambda: slots(channel)[0]["is_processing"], "the slot to be taken")
         connection.close()
-        wait(lambda: not slots(channel)[0]["is_processing"], "the slot to be free")
+
+        def free() -> bool:
+            # llama-server looks whether a client is there after a second without any result for
+            # anyone, and what it says of its slots is such a result.
+            time.sleep(1.5)
+            return not slots(channel)[0]["is_processing"]
+
+        wait(free, "the slot to be free")
         assert channel.metric('quern_requests_total{code="499"}') == 1
         assert slots(channel)[0]["next_token"][0]["n_decoded"] < LONG
         assert channel.chat().status == 200
 
 
+@pytest.mark.slow
 def test_a_slow_client_does_not_grow_the_server(channel: Channel, long_winded: Path) -> None:
-    """It reads nothing for a while: the engine waits, and loses nothing."""
+    """It reads nothing until all is computed: that waits in the engine, and nothing is lost."""
     with channel.holding(long_winded):
         child = channel.children("live")[0]["pid"]
-        body = json.dumps(talk(tokens=12_000, stream=True)).encode()
+        body = json.dumps(talk(tokens=6000, stream=True)).encode()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.settimeout(60)
@@ -569,19 +587,12 @@ def test_a_slow_client_does_not_grow_the_server(channel: Channel, long_winded: P
                 + body
             )
             before = resident(child)
-            seen = 0
-
-            def stands_still() -> bool:
-                nonlocal seen
-                was, seen = seen, int(slots(channel)[0]["next_token"][0]["n_decoded"])
-                time.sleep(0.3)
-                return seen == was > 0
-
-            wait(stands_still, "the engine to wait for the client")
-            assert seen < 12_000
-            assert resident(child) - before < 4 << 20
+            wait(lambda: slots(channel)[0]["is_processing"], "the slot to be taken")
+            wait(lambda: not slots(channel)[0]["is_processing"], "all to be computed", 300)
+            if b"__asan_" not in chat_program().read_bytes():  # which keeps what was freed
+                assert resident(child) - before < 4 << 20
             answer = read_all(client)
-        assert answer.count(b"data: {") > 5_000
+        assert answer.count(b"data: {") > 3_000
         assert answer.rstrip().endswith(b"0") and b"data: [DONE]" in answer
 
 
@@ -600,7 +611,9 @@ def test_a_full_queue(channel: Channel, long_winded: Path) -> None:
             one = http.client.HTTPConnection("127.0.0.1", channel.port, timeout=60)
             one.request("POST", CHAT, json.dumps(talk()), JSON)
             open_ones.callback(one.close)
-        wait(lambda: channel.metric("quern_requests_in_flight") >= 257, "the queue to be full")
+        wait(lambda: channel.metric("quern_requests_waiting") == 256, "the queue to be full")
+        answer = post_json(channel.port, "/tokenize", {"content": "he"})
+        assert answer.status == 200  # it needs no slot
         answer = channel.chat()
         assert answer.status == 503 and answer.headers["retry-after"] == "1"
         assert "busy" in answer.json()["error"]

@@ -88,8 +88,7 @@ ChatOptions parse_chat_options(int argc, char** argv) {
         options.activate = true;
         break;
       case kQueue:
-        // llama-server has a thread for each request, at most 1024.
-        options.queue = static_cast<std::size_t>(whole_number("--queue", value, 1, 900));
+        options.queue = static_cast<std::size_t>(whole_number("--queue", value, 1, 1000000));
         break;
       case kMaxBody:
         options.max_body = static_cast<std::size_t>(whole_number("--max-body", value, 1, INT_MAX));

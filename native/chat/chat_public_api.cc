@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 
 #include "chat/chat_request.h"
@@ -17,6 +16,7 @@ namespace quern {
 namespace {
 
 constexpr char kChat[] = "/v1/chat/completions";
+const char* const kComputed[] = {kChat, "/v1/completions", "/v1/embeddings", "/completion"};
 constexpr int kRetryLoading = 5;  // seconds, while the first release is loaded
 
 Reply busy() {
@@ -59,27 +59,34 @@ void ChatServer::ask_model(const ExchangePointer& exchange) {
     exchange->reply(no_engine(current_ ? current_->retry_after() : kRetryLoading));
     return;
   }
-  const ChatRelease& release = current_->release();
-  if (current_->in_flight() >=
-      options_.queue + static_cast<std::size_t>(release.settings.parallel)) {
+  const std::string path = exchange->path();
+  const bool takes_slot = std::any_of(std::begin(kComputed), std::end(kComputed),
+                                      [&path](const char* computed) { return path == computed; });
+  if (!takes_slot || current_->has_free_slot()) {
+    pass_on(exchange, takes_slot);
+  } else if (waiting_.size() < options_.queue) {
+    waiting_.push_back(exchange);
+  } else {
     exchange->reply(busy());
-    return;
   }
+}
+
+void ChatServer::pass_on(const ExchangePointer& exchange, bool takes_slot) {
   const auto body = exchange->body();
   Relayed what;
   what.path = exchange->path();
-  what.body = {reinterpret_cast<const char*>(body.data()), body.size()};
+  what.takes_slot = takes_slot;
   std::string changed;
   if (exchange->method() == "POST") {
+    what.body = {reinterpret_cast<const char*>(body.data()), body.size()};
     try {
-      changed = checked_request(body, release, what.path == kChat);
+      changed = checked_request(body, current_->release(), what.path == kChat);
     } catch (const Refused& refused) {
       exchange->reply(error_reply(refused.status, refused.what()));
       return;
     }
   } else {
     what.method = "GET";
-    what.body = {};
   }
   if (!changed.empty()) what.body = changed;
   relay(exchange, current_, what);
@@ -188,6 +195,8 @@ std::string ChatServer::own_metrics() const {
   }
   out += gauge("quern_requests_in_flight", "Requests that engines are answering.",
                std::to_string(relays_.size()));
+  out += gauge("quern_requests_waiting", "Requests that wait for a slot.",
+               std::to_string(waiting_.size()));
   out += gauge("quern_engines", "Engines that run or are being started.",
                std::to_string(engines_.size()));
   out += gauge("quern_engine_ready", "Whether the release's engine answers.",

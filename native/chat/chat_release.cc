@@ -57,6 +57,7 @@ int whole_number_at(const Json& json, const char* key, int most, const std::stri
 
 ChatSettings parse_settings(const std::string& text, const std::string& path) {
   constexpr int kMostParallel = 100;
+  constexpr int kMostThreads = 512;
   constexpr double kMostTemperature = 100.0;
   const Json json = parse_json(text, path);
   ChatSettings settings;
@@ -69,6 +70,9 @@ ChatSettings parse_settings(const std::string& text, const std::string& path) {
   }
   settings.parallel = whole_number_at(json, "parallel", kMostParallel, path);
   settings.context = whole_number_at(json, "context", INT_MAX / kMostParallel, path);
+  if (json.contains("threads")) {
+    settings.threads = whole_number_at(json, "threads", kMostThreads, path);
+  }
   const Json temperature = json.value("temperature", Json());
   if (!temperature.is_number() || !(temperature >= 0.0 && temperature <= kMostTemperature)) {
     throw std::runtime_error(path + " needs \"temperature\", a number from 0 to 100");

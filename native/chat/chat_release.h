@@ -15,6 +15,7 @@ struct ChatSettings {
   std::string name;  // "model" in requests
   int context = 0;   // tokens of a slot
   int parallel = 0;  // slots
+  int threads = 0;   // that compute; 0: as many as llama-server chooses
   double temperature = 0.0;
   std::string system;  // put before a chat that has no system message; "": nothing is
 };

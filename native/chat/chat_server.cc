@@ -105,6 +105,9 @@ void ChatServer::leave() {
   if (leaving_) return;
   leaving_ = true;
   for (const auto& one : relays_) one.second->abandon("the server is leaving");
+  for (const ExchangePointer& exchange : std::exchange(waiting_, {})) {
+    exchange->reply(error_reply(503, "the server is leaving"));
+  }
   if (loading_) cancel_loading("the server is leaving");
   for (const EnginePointer& engine : engines_) engine->end();
   forget_gone_engines();
@@ -115,7 +118,10 @@ void ChatServer::stop_hashing() { admin_thread_.stop(); }
 void ChatServer::reap() {
   const std::list<EnginePointer> engines = engines_;
   for (const EnginePointer& engine : engines) engine->reap();
-  loop_.post([this] { forget_gone_engines(); });
+  loop_.post([this] {
+    forget_gone_engines();
+    serve_waiting();
+  });
 }
 
 void ChatServer::forget_gone_engines() {
@@ -181,6 +187,7 @@ void ChatServer::replace_current(EnginePointer engine) {
   const EnginePointer old = std::exchange(current_, std::move(engine));
   old->retire(options_.drain_seconds);
   forget_gone_engines();
+  serve_waiting();
 }
 
 void ChatServer::discard_candidate() {
@@ -194,15 +201,42 @@ void ChatServer::discard_candidate() {
 void ChatServer::relay(const ExchangePointer& exchange, const EnginePointer& engine,
                        const Relayed& what) {
   auto relay = std::make_unique<Relay>(loop_, exchange, engine, what, [this](Relay& done) {
-    loop_.post([this, &done] { relays_.erase(&done); });
+    loop_.post([this, &done] {
+      const bool engine_failed = done.engine_failed();
+      relays_.erase(&done);
+      // The word that the engine is dead comes a little later: none is sent after the others.
+      if (!engine_failed) serve_waiting();
+    });
   });
-  if (relays_.empty()) lost_clients_.start(kLookSeconds);
   relays_.emplace(relay.get(), std::move(relay));
+  if (!looking_) look_for_lost_clients();
+}
+
+void ChatServer::serve_waiting() {
+  while (!waiting_.empty() && (!current_->ready() || current_->has_free_slot())) {
+    const ExchangePointer exchange = waiting_.front();
+    waiting_.pop_front();
+    if (exchange->client_gone()) {
+      exchange->abandon(kClientLeft);
+    } else if (current_->ready()) {
+      pass_on(exchange, true);
+    } else {
+      exchange->reply(no_engine(current_->retry_after()));
+    }
+  }
 }
 
 void ChatServer::look_for_lost_clients() {
+  looking_ = true;
   for (const auto& one : relays_) one.second->abandon_if_client_gone();
-  if (!relays_.empty()) lost_clients_.start(kLookSeconds);
+  std::erase_if(waiting_, [](const ExchangePointer& exchange) {
+    if (!exchange->client_gone()) return false;
+    exchange->abandon(kClientLeft);
+    return true;
+  });
+  serve_waiting();
+  looking_ = !relays_.empty() || !waiting_.empty();
+  if (looking_) lost_clients_.start(kLookSeconds);
 }
 
 }  // namespace quern

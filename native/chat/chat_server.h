@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <list>
 #include <map>
@@ -47,6 +48,7 @@ class ChatServer {
   void metrics(const ExchangePointer& exchange);
   std::string own_metrics() const;
   void ask_model(const ExchangePointer& exchange);
+  void pass_on(const ExchangePointer& exchange, bool takes_slot);
   void answer_admin(const ExchangePointer& exchange);  // chat_admin_api.cc
   void status(const ExchangePointer& exchange) const;
   void load(const ExchangePointer& exchange);
@@ -66,6 +68,7 @@ class ChatServer {
   void forget_gone_engines();
   void go_live();
   void relay(const ExchangePointer& exchange, const EnginePointer& engine, const Relayed& what);
+  void serve_waiting();
   void look_for_lost_clients();
   void leave();
 
@@ -93,10 +96,14 @@ class ChatServer {
   HttpServer public_;
   HttpServer admin_;
   std::unordered_map<Relay*, std::unique_ptr<Relay>> relays_;
+  // Requests that wait for a slot. Not in the engine: there, each token that anybody gets wakes the
+  // threads of all who wait.
+  std::deque<ExchangePointer> waiting_;
   Timer lost_clients_;
   Timer drain_limit_;
   Timer candidate_limit_;
   WorkerPool admin_thread_;
+  bool looking_ = false;
   bool leaving_ = false;
   bool failed_ = false;
 };

@@ -82,6 +82,10 @@ ChildProgram program_of(const ChatRelease& release, const std::string& socket) {
                        "--jinja",
                        "--no-webui",
                        "--offline"};
+  if (settings.threads > 0) {
+    program.arguments.insert(program.arguments.end(),
+                             {"--threads", std::to_string(settings.threads)});
+  }
   // Our keys are none of its business, and its own variables would override the release.
   program.environment = environment_without({"QUERN_", "LISTEN_", "LLAMA_", "AIP_"});
   program.environment.emplace_back("GGML_NO_BACKTRACE=1");  // it would wait for a debugger
@@ -203,8 +207,16 @@ int Engine::retry_after() const {
   return std::max(1, static_cast<int>(std::ceil(restart_at_ - monotonic_seconds())));
 }
 
-void Engine::leave() {
+void Engine::enter(bool takes_slot) {
+  ++in_flight_;
+  if (takes_slot) ++slots_taken_;
+}
+
+bool Engine::has_free_slot() const { return slots_taken_ < release_->settings.parallel; }
+
+void Engine::leave(bool takes_slot) {
   --in_flight_;
+  if (takes_slot) --slots_taken_;
   if (retired_ && in_flight_ == 0) end();
 }
 

@@ -29,10 +29,10 @@ class Engine {
   // Seconds from now until it may be ready again.
   int retry_after() const;
 
-  // Requests that are being answered by it.
-  void enter() { ++in_flight_; }
-  void leave();
-  std::size_t in_flight() const { return in_flight_; }
+  // Requests that are being answered by it, and those among them that a slot computes.
+  void enter(bool takes_slot);
+  void leave(bool takes_slot);
+  bool has_free_slot() const;
 
   // No more requests come: ends it once those in flight are answered, or after `seconds`.
   void retire(double seconds);
@@ -67,7 +67,8 @@ class Engine {
   pid_t pid_ = 0;
   double since_ = 0.0;       // monotonic, of the process's start
   double restart_at_ = 0.0;  // monotonic; 0: none is due
-  std::size_t in_flight_ = 0;
+  int in_flight_ = 0;
+  int slots_taken_ = 0;
   int failures_ = 0;  // processes that died young, in a row
   int restarts_ = 0;
   bool ready_ = false;

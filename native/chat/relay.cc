@@ -12,8 +12,8 @@ namespace quern {
 namespace {
 
 constexpr std::size_t kCollected = std::size_t{1} << 20;
-constexpr std::size_t kMaxUnsent = std::size_t{256} << 10;  // more, and the engine has to wait
-constexpr int kClientLeft = 499;  // as others count it: nobody is there to be told
+constexpr std::size_t kMaxUnsent = std::size_t{256} << 10;  // more is left with the engine
+constexpr double kPatience = 3.0;                           // for what an answer does without
 constexpr int kBadGateway = 502;
 
 std::string value_of(const Headers& headers, const char* name) {
@@ -21,13 +21,6 @@ std::string value_of(const Headers& headers, const char* name) {
     if (strcasecmp(given.c_str(), name) == 0) return value;
   }
   return "";
-}
-
-UnixRequest::Handlers handlers_of(
-    std::function<void(int, const Headers&, std::optional<std::size_t>)> head,
-    std::function<void(std::string_view)> piece, std::function<void()> end,
-    std::function<void(const std::string&, bool)> failed) {
-  return {std::move(head), std::move(piece), std::move(end), std::move(failed)};
 }
 
 }  // namespace
@@ -42,19 +35,22 @@ Relay::Relay(EventLoop& loop, ExchangePointer exchange, EnginePointer engine, co
              std::function<void(Relay&)> done)
     : exchange_(std::move(exchange)),
       engine_(std::move(engine)),
+      takes_slot_(what.takes_slot),
       before_(what.before),
       done_(std::move(done)),
-      request_(
-          loop, engine_->socket(), what.method, what.path, what.body,
-          handlers_of([this](int status, const Headers& headers,
-                             auto length) { head(status, headers, length); },
-                      [this](std::string_view bytes) { piece(bytes); }, [this] { end(); },
-                      [this](const std::string& sentence, bool sent) { failed(sentence, sent); })) {
-  engine_->enter();
+      request_(loop, engine_->socket(), what.method, what.path, what.body,
+               {[this](int status, const Headers& headers, auto length) {
+                  head(status, headers, length);
+                },
+                [this](std::string_view bytes) { piece(bytes); }, [this] { end(); },
+                [this](const std::string& sentence, bool sent) { failed(sentence, sent); }}),
+      patience_(loop, [this] { failed("", true); }) {
+  engine_->enter(takes_slot_);
+  if (!before_.empty()) patience_.start(kPatience);
   exchange_->when_sent([this] { request_.resume(); });
 }
 
-Relay::~Relay() { engine_->leave(); }
+Relay::~Relay() { engine_->leave(takes_slot_); }
 
 void Relay::head(int status, const Headers& headers, std::optional<std::size_t> length) {
   if (finished_) return;
@@ -100,6 +96,7 @@ void Relay::end() {
 
 void Relay::failed(const std::string& sentence, bool sent) {
   if (finished_) return;
+  engine_failed_ = true;
   if (!before_.empty()) {
     Reply reply;
     reply.content_type = kExpositionType;

@@ -1,5 +1,6 @@
 // One request on its way to an engine, and the answer on its way back. A short answer of known
-// length is passed on whole; any other as it comes, no faster than the client takes it.
+// length is passed on whole; any other as it comes, no faster than the client takes it: what it has
+// not taken waits in the engine, where the context bounds it.
 #pragma once
 
 #include <functional>
@@ -12,11 +13,14 @@
 
 namespace quern {
 
+inline constexpr int kClientLeft = 499;  // as others count it: nobody is there to be told
+
 struct Relayed {
   const char* method = "POST";
   std::string path;
   std::string_view body;
-  // Put before the engine's answer; when there is none, this alone is the answer.
+  bool takes_slot = false;
+  // Put before the engine's answer; when there is none in a few seconds, this alone is the answer.
   std::string before;
 };
 
@@ -31,6 +35,8 @@ class Relay {
 
   // Ends what nobody waits for any more: the engine stops computing it.
   void abandon_if_client_gone();
+  // Whether it was the engine that did not answer it: then it may be dying.
+  bool engine_failed() const { return engine_failed_; }
   // Ends it in any case: an answer that has not begun is `sentence`, with 503.
   void abandon(const std::string& sentence);
 
@@ -43,11 +49,14 @@ class Relay {
 
   ExchangePointer exchange_;
   EnginePointer engine_;
+  const bool takes_slot_;
   const std::string before_;
   std::function<void(Relay&)> done_;
   UnixRequest request_;
+  Timer patience_;
   Reply whole_;
   bool collecting_ = false;
+  bool engine_failed_ = false;
   bool finished_ = false;
 };
 
