@@ -44,6 +44,10 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
       for (int column = 0; column < kColumns; ++column) {
         weight[column] =
             load(weights + column / kPerBlock * weights_block + column % kPerBlock * kLanes);
+        // Those of the next blocks: they mostly come from beyond the second-level cache.
+        if (column % kPerBlock == 0) {
+          __builtin_prefetch(weights + (column / kPerBlock + kBlocks) * weights_block, 0, 2);
+        }
       }
 #pragma GCC unroll kUnroll
       for (int pixel = 0; pixel < kPixels; ++pixel) {
