@@ -43,9 +43,8 @@ struct Convolve {
   float* output;
   std::int64_t output_plane, output_row;
   std::int64_t blocks, rows, pixels;
-  const float*
-      scale;        // [blocks][16]: the sums are multiplied by it before the limits; nullptr: not
-  float low, high;  // limits of the output: ReLU and ReLU6
+  const float* scale;  // [blocks][16]: of the sums and the residual; nullptr: none
+  float low, high;     // limits of the output: ReLU and ReLU6
 };
 
 // One channel at a time, for one block of channels and the output rows [first, last).
