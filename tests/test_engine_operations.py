@@ -521,3 +521,84 @@ def test_reshape(native: Any, tmp_path: Path, image: Any) -> None:
         # Something that reads the value as it lies.
         network.add("mul", ["z", "z"], "squared", expected)
         network.check(native, tmp_path, expected * expected)
+
+
+def pointwise(
+    network: Network, x: torch.Tensor, source: str, output: str, channels: int, seed: int
+) -> torch.Tensor:
+    """A 1x1 convolution of `source`, whose value is `x`."""
+    inputs = x.shape[1]
+    weight = random_array(seed, channels, inputs, 1, 1) / np.float32(inputs**0.5)
+    bias = random_array(seed + 1, channels)
+    network.tensors |= {f"{output}.w": weight, f"{output}.b": bias}
+    y = F.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias))
+    attributes = {"stride": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    names = {"weight": f"{output}.w", "bias": f"{output}.b"}
+    network.nodes.append(node("conv2d", [source], output, tuple(y.shape), names, attributes))
+    return y
+
+
+# Strassen's algorithm takes at least 128 channels and 40 pixels; the last has fewer.
+@pytest.mark.parametrize("size", [(40, 1), (7, 7), (9, 5), (14, 17), (39, 1)], ids=str)
+@pytest.mark.parametrize("channels", [(128, 128), (145, 160), (160, 350), (250, 129)], ids=str)
+@pytest.mark.parametrize("more", ["", "relu6", "silu", "sum", "sum, relu", "mean"])
+def test_a_wide_1x1_convolution(
+    native: Any, tmp_path: Path, size: Any, channels: Any, more: str
+) -> None:
+    network = Network(channels[0], *size)
+    y = pointwise(network, network.x, "x", "y", channels[1], 5)
+    last = "y"
+    if "sum" in more:
+        other = torch.from_numpy(random_array(7, *y.shape))
+        network.constant("other", other)
+        y = y + other
+        network.add("add", ["y", "other"], "sum", y)
+        last = "sum"
+    for name in ("relu6", "relu", "silu"):
+        if more.endswith(name):
+            y = ACTIVATIONS[name][2](y)
+            network.add(name, [last], "activated", y)
+            break
+    if more == "mean":
+        y = y.mean((2, 3), keepdim=True)
+        network.add("adaptive_average_pool2d", [last], "means", y, size=[1, 1])
+    network.check(native, tmp_path, y)
+
+
+@pytest.mark.parametrize("image", [(17, 5, 7), (40, 50, 60), (128, 8, 9)], ids=str)
+@pytest.mark.parametrize("outputs", [20, 40, 150])
+@pytest.mark.parametrize("activation", ["", "relu6", "silu"])
+@pytest.mark.parametrize("again", ["", "image", "means"])
+def test_squeeze_and_excitation(
+    native: Any, tmp_path: Path, image: Any, outputs: int, activation: str, again: str
+) -> None:
+    """After a 1x1 convolution; `again`: another operation reads what the gate is computed from."""
+    network = Network(*image)
+    y = pointwise(network, network.x, "x", "y", outputs, 5)
+    means = y.mean((2, 3), keepdim=True)
+    network.add("adaptive_average_pool2d", ["y"], "means", means, size=[1, 1])
+    flat = means.reshape(1, outputs)
+    network.add("reshape", ["means"], "flat means", flat)
+    names = {"weight": "reduce.w", "bias": "reduce.b"}
+    weight, bias = random_array(8, 9, outputs), random_array(9, 9)
+    network.tensors |= {"reduce.w": weight, "reduce.b": bias}
+    hidden = F.linear(flat, torch.from_numpy(weight), torch.from_numpy(bias))
+    network.nodes.append(node("linear", ["flat means"], "linear", (1, 9), names))
+    hidden = F.relu(hidden)
+    network.add("relu", ["linear"], "hidden", hidden)
+    hidden = hidden.reshape(1, 9, 1, 1)
+    network.add("reshape", ["hidden"], "hidden image", hidden)
+    gate = pointwise(network, hidden, "hidden image", "gate", outputs, 10)
+    gate = torch.sigmoid(gate)
+    network.add("sigmoid", ["gate"], "scale", gate)
+    result = y * gate
+    network.add("mul", ["y", "scale"], "scaled", result)
+    last = "scaled"
+    if activation:
+        result = ACTIVATIONS[activation][2](result)
+        network.add(activation, [last], "activated", result)
+        last = "activated"
+    if again:
+        result = result + (y if again == "image" else means)
+        network.add("add", [last, "y" if again == "image" else "means"], "sum", result)
+    network.check(native, tmp_path, result)

@@ -11,14 +11,21 @@ Extent extent_of(const Graph& graph, std::size_t value) {
   return extent_of(graph.values[value].shape);
 }
 
-namespace {
-
 bool is_depthwise(const Node& node, const Graph& graph) {
+  if (node.op->kind != OpKind::kConv2d) return false;
   const Shape& weight = tensor(node, graph, "weight").shape;
   return weight[1] == 1 && integer(node, "groups") == weight[0] && weight[0] > 1;
 }
 
-}  // namespace
+bool is_pointwise(const Node& node, const Graph& graph) {
+  if (node.op->kind == OpKind::kLinear) return true;
+  if (node.op->kind != OpKind::kConv2d || integer(node, "groups") != 1) return false;
+  const Shape& weight = tensor(node, graph, "weight").shape;
+  std::int64_t sum = weight[2] + weight[3];  // of what is 1, and of the padding
+  for (const std::int64_t stride : integers(node, "stride")) sum += stride;
+  for (const std::int64_t padding : integers(node, "padding")) sum += padding;
+  return sum == 4;
+}
 
 bool reads_planar(const Node& node, const Graph& graph) {
   return node.op->kind == OpKind::kConv2d && integer(node, "groups") == 1 &&
@@ -34,6 +41,7 @@ std::unique_ptr<Computation> prepare(const Operation& operation, const Graph& gr
         return prepare_depthwise(operation, graph, kernels);
       }
       if (winograd_pays(operation, graph)) return prepare_winograd(operation, graph, kernels);
+      if (strassen_pays(operation, graph)) return prepare_strassen(operation, graph, kernels);
       return prepare_convolution(operation, graph, kernels);
     case OpKind::kLinear:
       return prepare_convolution(operation, graph, kernels);

@@ -19,9 +19,11 @@ namespace quern {
 // A node, with the nodes after it that are computed along with it.
 struct Operation {
   const Node* node = nullptr;       // nullptr: the graph's planar input is turned into blocks
-  std::vector<std::size_t> inputs;  // values; those of the node, then the residual if there is one
+  std::vector<std::size_t> inputs;  // values; those of the node, then the residual or the scale
   std::size_t output = 0;           // value: that of the last node fused
   bool has_residual = false;        // inputs.back() is added to the result, before the activation
+  bool has_scale = false;           // or the result is multiplied by it, channel by channel
+  const Node* through = nullptr;    // a 1x1 convolution before the node, computed along with it
   Activation activation = Activation::kNone;
   float slope = 0.0F;                // of kLeakyRelu
   std::optional<std::size_t> means;  // value that gets each channel's mean over the output
@@ -60,6 +62,11 @@ Extent extent_of(const Shape& shape);
 // The extent of a value of the graph.
 Extent extent_of(const Graph& graph, std::size_t value);
 
+// Whether a node is a convolution of each channel by itself; a linear layer or dense 1x1
+// convolution.
+bool is_depthwise(const Node& node, const Graph& graph);
+bool is_pointwise(const Node& node, const Graph& graph);
+
 // Whether a node may be given the graph's planar input.
 bool reads_planar(const Node& node, const Graph& graph);
 
@@ -79,6 +86,10 @@ std::unique_ptr<Computation> prepare_convolution(const Operation& operation, con
 // where winograd_pays() may prepare_winograd() be called.
 bool winograd_pays(const Operation& operation, const Graph& graph);
 std::unique_ptr<Computation> prepare_winograd(const Operation& operation, const Graph& graph,
+                                              const Kernels& kernels);
+// A 1x1 convolution by Strassen's algorithm: likewise.
+bool strassen_pays(const Operation& operation, const Graph& graph);
+std::unique_ptr<Computation> prepare_strassen(const Operation& operation, const Graph& graph,
                                               const Kernels& kernels);
 std::unique_ptr<Computation> prepare_depthwise(const Operation& operation, const Graph& graph,
                                                const Kernels& kernels);

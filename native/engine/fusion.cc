@@ -66,7 +66,7 @@ class Fusion {
   FusedGraph fuse() {
     for (const Node& node : graph_.nodes) {
       if (node.op->kind == OpKind::kConstant || alias(node) || join_activation(node) ||
-          join_residual(node) || join_mean(node)) {
+          join_residual(node) || join_mean(node) || join_gate(node)) {
         continue;
       }
       append(node);
@@ -83,10 +83,8 @@ class Fusion {
       needed = needed || (reads && !reads_planar(node, graph_));
     }
     if (!needed) return;
-    packed_ = graph_.values.size();
-    graph_.values.push_back(graph_.values[0]);
-    fused_.memory_of.push_back(packed_);
-    uses_.push_back(uses_[0]);
+    packed_ = add_value(graph_.values[0].shape);
+    uses_[packed_] = uses_[0];
     Operation operation;
     operation.inputs = {0};
     operation.output = packed_;
@@ -122,17 +120,15 @@ class Fusion {
     if (graph_.values[node.inputs[0]].shape != graph_.values[node.inputs[1]].shape) return false;
     for (const std::size_t i : {std::size_t{1}, std::size_t{0}}) {
       const Operation* found = sole_producer(node.inputs[i]);
-      if (found == nullptr || !is_convolution(*found) || is_depthwise_node(*found->node) ||
-          found->has_residual || found->activation != Activation::kNone || found->means) {
+      if (found == nullptr || !is_plain(*found) || is_depthwise(*found->node, graph_) ||
+          found->means) {
         continue;
       }
       const std::size_t other = input_of(node, 1 - i);
-      Operation operation = *found;
-      fused_.operations.erase(fused_.operations.begin() + (found - fused_.operations.data()));
+      Operation& operation = move_to_end(found);
       operation.inputs.push_back(other);
       operation.has_residual = true;
       operation.output = node.output;
-      fused_.operations.push_back(std::move(operation));
       return true;
     }
     return false;
@@ -147,6 +143,81 @@ class Fusion {
     if (operation == nullptr || !is_convolution(*operation) || operation->means) return false;
     operation->means = node.output;
     return true;
+  }
+
+  // Squeeze-and-excitation after a 1x1 convolution: what it makes is multiplied by a gate computed
+  // from its own means. These are the convolution of its input's means: the layer that reads them
+  // is computed through it, so that the gate is there first, and the product joins the convolution.
+  bool join_gate(const Node& node) {
+    if (node.op->kind != OpKind::kMul) return false;
+    for (const std::size_t i : {std::size_t{0}, std::size_t{1}}) {
+      const std::size_t value = node.inputs[i];
+      const std::size_t gate = input_of(node, 1 - i);
+      const Operation* const found = producer(value);
+      if (found == nullptr || !found->means || !is_plain(*found) || uses_[value] != 2 ||
+          !is_pointwise(*found->node, graph_) || !is_of_channels(gate, value)) {
+        continue;
+      }
+      Operation* const before = producer(found->inputs[0]);
+      Operation* const reader = sole_reader(*found->means);
+      // With more channels before it than after it the reader would have more to do than now.
+      if (before == nullptr || !is_convolution(*before) || reader == nullptr ||
+          !is_convolution(*reader) || !is_pointwise(*reader->node, graph_) ||
+          reader->through != nullptr || channels_of(before->output) > channels_of(value)) {
+        continue;
+      }
+      if (!before->means) {
+        before->means = add_value({1, channels_of(before->output), 1, 1});
+      }
+      reader->through = found->node;
+      reader->inputs[0] = *before->means;
+      Operation& operation = move_to_end(found);
+      operation.means.reset();
+      operation.inputs.push_back(gate);
+      operation.has_scale = true;
+      operation.output = node.output;
+      return true;
+    }
+    return false;
+  }
+
+  // A convolution that nothing was fused with but its means.
+  static bool is_plain(const Operation& operation) {
+    return is_convolution(operation) && !operation.has_residual && !operation.has_scale &&
+           operation.activation == Activation::kNone;
+  }
+
+  Operation& move_to_end(const Operation* operation) {
+    const auto at = fused_.operations.begin() + (operation - fused_.operations.data());
+    std::rotate(at, at + 1, fused_.operations.end());
+    return fused_.operations.back();
+  }
+
+  std::int64_t channels_of(std::size_t value) const { return extent_of(graph_, value).channels; }
+
+  // Whether the first has one number for each channel of the second.
+  bool is_of_channels(std::size_t value, std::size_t image) const {
+    const Shape& shape = graph_.values[value].shape;
+    return shape.size() == 4 && shape[1] == channels_of(image) && element_count(shape) == shape[1];
+  }
+
+  // The operation that alone reads a value, under whatever name.
+  Operation* sole_reader(std::size_t value) {
+    std::size_t reads = 1;
+    for (std::size_t name = 0; name < uses_.size(); ++name) {
+      if (fused_.memory_of[name] == value) reads += uses_[name] - 1;  // by its other names
+    }
+    for (Operation& operation : fused_.operations) {
+      if (reads == 1 && fused_.memory_of[operation.inputs[0]] == value) return &operation;
+    }
+    return nullptr;
+  }
+
+  std::size_t add_value(Shape shape) {
+    graph_.values.push_back({"", std::move(shape)});
+    fused_.memory_of.push_back(uses_.size());
+    uses_.push_back(1);
+    return uses_.size() - 1;
   }
 
   void append(const Node& node) {
@@ -172,11 +243,6 @@ class Fusion {
   std::size_t input_of(const Node& node, std::size_t index) const {
     const std::size_t input = node.inputs[index];
     return input == 0 && !reads_planar(node, graph_) ? packed_ : input;
-  }
-
-  bool is_depthwise_node(const Node& node) const {
-    return node.op->kind == OpKind::kConv2d && tensor(node, graph_, "weight").shape[1] == 1 &&
-           integer(node, "groups") > 1;
   }
 
   Operation* producer(std::size_t value) {

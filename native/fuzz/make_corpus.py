@@ -136,6 +136,21 @@ def winograd() -> Network:
     return net.classify(2)
 
 
+def gate() -> Network:
+    """Squeeze-and-excitation that joins the 1x1 convolution before it."""
+    net = Network(1, 1, 5, 7, resize=[5, 7])
+    net.conv2d(3, (3, 3), padding=(1, 1, 1, 1))
+    kept = net.conv2d(8, (1, 1))
+    net.then("adaptive_average_pool2d", (1, 8, 1, 1), size=[1, 1])
+    net.conv2d(2, (1, 1))
+    net.then("relu")
+    net.conv2d(8, (1, 1))
+    net.then("sigmoid")
+    net.then("mul", (1, 8, 5, 7), [kept, net.last])
+    net.then("relu6")
+    return net.classify(2)
+
+
 def attention() -> Network:
     """A residual block with squeeze-and-excitation."""
     net = Network(1, 3, 8, 8, resize=[8, 8], mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
@@ -260,6 +275,7 @@ NETWORKS = (
     smallest,
     convolutions,
     winograd,
+    gate,
     attention,
     activations,
     broadcasting,

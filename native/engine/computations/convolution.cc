@@ -5,10 +5,11 @@
 // channels reads; where groups are narrower than a block, the other channels' weights are zeros.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "engine/aligned.h"
 #include "engine/computation.h"
+#include "engine/computations/finish.h"
+#include "engine/computations/matrix.h"
 
 namespace quern {
 namespace {
@@ -69,11 +70,11 @@ class Convolution final : public Computation {
   Convolution(const Operation& operation, const Graph& graph, const Kernels& kernels)
       : kernels_(kernels),
         g_(geometry_of(operation, graph)),
-        activation_(operation.activation),
-        slope_(operation.slope),
-        has_residual_(operation.has_residual) {
+        finish_(operation, graph, kernels),
+        has_residual_(operation.has_residual),
+        has_scale_(operation.has_scale) {
     unit_ = g_.planar ? 1 : kBlock;
-    pack(*operation.node, graph);
+    pack(operation, graph);
     if (g_.reads_in_place()) return;
     phases_ = g_.planar ? 1 : g_.stride.x;
     columns_ =
@@ -92,6 +93,10 @@ class Convolution final : public Computation {
     copied_floats_ = (copied_rows_ * row + kBlock - 1) / kBlock * kBlock;
     for (const Section& section : sections_) {
       for_each_run(section, [&](std::int64_t input, std::int64_t y, std::int64_t x) {
+        // Of a tile's row, two cache lines.
+        if (g_.planar)
+          ahead_.push_back((input * g_.in.height + y) * g_.in.width +
+                           std::min<std::int64_t>(x, 1) * kBlock);
         const std::int64_t column = x * g_.dilation.x;
         offsets_.push_back((input * copied_rows_ + y * g_.dilation.y) * copied_row() +
                            (column % phases_ * columns_ + column / phases_) * unit_);
@@ -117,19 +122,12 @@ class Convolution final : public Computation {
   std::size_t weight_floats() const override { return weight_floats_; }
 
   void run(const Arguments& arguments) const override {
-    if (arguments.means != nullptr && arguments.rows.first == 0) {
-      std::fill_n(arguments.means, g_.out.blocks() * kBlock, 0.0F);
-    }
     if (g_.reads_in_place()) {
       run_in_place(arguments);
     } else {
       for (std::int64_t y = arguments.rows.first; y < arguments.rows.last; y += rows_) {
         run_copied(arguments, {y, std::min(y + rows_, arguments.rows.last)});
       }
-    }
-    if (arguments.means != nullptr && arguments.rows.last == g_.out.height) {
-      const float scale = 1.0F / static_cast<float>(g_.out.height * g_.out.width);
-      for (std::int64_t i = 0; i < g_.out.blocks() * kBlock; ++i) arguments.means[i] *= scale;
     }
   }
 
@@ -150,9 +148,15 @@ class Convolution final : public Computation {
   }
 
   // The sections, and the weights in the order in which a tile reads them.
-  void pack(const Node& node, const Graph& graph) {
-    const Tensor& weight = tensor(node, graph, "weight");
-    const Tensor& bias = tensor(node, graph, "bias");
+  void pack(const Operation& operation, const Graph& graph) {
+    const Node& node = *operation.node;
+    Matrix layer = matrix_of(node, graph);
+    std::vector<float> composed;
+    std::vector<float> composed_bias;
+    if (operation.through != nullptr) {
+      layer =
+          compose(layer, matrix_of(*operation.through, graph), kernels_, composed, composed_bias);
+    }
     const std::int64_t outputs = g_.out.channels / g_.groups;  // of a group
     const std::int64_t inputs = g_.in.channels / g_.groups;
     std::int64_t floats = 0;
@@ -175,11 +179,10 @@ class Convolution final : public Computation {
       }
     }
     weight_floats_ = static_cast<std::size_t>(floats);
-    weights_ = allocate_floats(weight_floats_);
-    bias_ = allocate_floats(static_cast<std::size_t>(g_.out.blocks() * kBlock));
-    std::fill_n(weights_.get(), weight_floats_, 0.0F);
+    weights_ = zeros(floats);
+    bias_ = zeros(g_.out.blocks() * kBlock);
     const std::int64_t taps = g_.kernel.y * g_.kernel.x;
-    const float* from = weight.data.data();
+    const float* from = layer.weight.data();
     for (const Section& section : sections_) {
       const std::int64_t end = std::min((section.first + section.blocks) * kBlock, g_.out.channels);
       for (std::int64_t o = section.first * kBlock; o < end; ++o) {
@@ -198,10 +201,7 @@ class Convolution final : public Computation {
         }
       }
     }
-    for (std::int64_t o = 0; o < g_.out.blocks() * kBlock; ++o) {
-      bias_[static_cast<std::size_t>(o)] =
-          o < g_.out.channels ? bias.data[static_cast<std::size_t>(o)] : 0.0F;
-    }
+    std::copy_n(layer.bias.data(), g_.out.channels, bias_.get());
   }
 
   void run_in_place(const Arguments& arguments) const {
@@ -237,16 +237,17 @@ class Convolution final : public Computation {
     c.runs = runs(section);
     c.run = static_cast<int>(unit_);
     c.step = g_.planar ? g_.stride.x : kBlock;
+    if (g_.planar) {
+      c.ahead = arguments.inputs[0].data + rows.last * g_.stride.y * g_.in.width;
+      c.ahead_row = g_.stride.y * g_.in.width;
+      c.ahead_offsets = ahead_.data();
+    }
     c.residual_row = c.output_row = g_.out.row();
     c.output_plane = out.plane;
     c.rows = count;
     c.pixels = pixels;
-    const bool limited = activation_ == Activation::kNone || activation_ == Activation::kRelu ||
-                         activation_ == Activation::kRelu6;
-    c.low = activation_ == Activation::kRelu || activation_ == Activation::kRelu6
-                ? 0.0F
-                : -std::numeric_limits<float>::infinity();
-    c.high = activation_ == Activation::kRelu6 ? 6.0F : std::numeric_limits<float>::infinity();
+    c.low = finish_.low;
+    c.high = finish_.high;
     for (std::int64_t done = 0; done < section.blocks; done += kTogether) {
       const std::int64_t block = section.first + done;
       c.blocks = std::min(kTogether, section.blocks - done);
@@ -258,23 +259,9 @@ class Convolution final : public Computation {
         c.residual = residual.data + block * residual.plane + rows.first * g_.out.row();
         c.residual_plane = residual.plane;
       }
-      if (limited && arguments.means != nullptr) c.sums = arguments.means + block * kBlock;
+      if (has_scale_) c.scale = arguments.inputs.back().data + block * kBlock;
       kernels_.convolve(c);
-      if (!limited) finish(arguments, block, c.blocks, rows);
-    }
-  }
-
-  // What a tile doesn't do, while its output is still in the cache.
-  void finish(const Arguments& arguments, std::int64_t first, std::int64_t blocks,
-              Rows rows) const {
-    const std::int64_t pixels = (rows.last - rows.first) * g_.out.width;
-    for (std::int64_t block = first; block < first + blocks; ++block) {
-      float* output =
-          arguments.output.data + block * arguments.output.plane + rows.first * g_.out.row();
-      kernels_.activate(activation_, slope_, output, output, pixels * kBlock);
-      if (arguments.means != nullptr) {
-        kernels_.accumulate(output, pixels, arguments.means + block * kBlock);
-      }
+      finish_.rest(arguments, block, c.blocks, rows);
     }
   }
 
@@ -337,9 +324,8 @@ class Convolution final : public Computation {
 
   const Kernels& kernels_;
   Geometry g_;
-  Activation activation_;
-  float slope_;
-  bool has_residual_;
+  Finish finish_;
+  bool has_residual_, has_scale_;
   std::int64_t unit_ = kBlock;  // floats of one pixel of what is read as one
   std::vector<Section> sections_;
   std::size_t weight_floats_ = 0;
@@ -347,6 +333,7 @@ class Convolution final : public Computation {
   // Of the copied rows: output rows at a time, input rows, phases, columns of each.
   std::int64_t rows_ = 0, copied_rows_ = 0, phases_ = 1, columns_ = 0, copied_floats_ = 0;
   std::vector<std::int64_t> offsets_;  // of the copied rows, by section
+  std::vector<std::int64_t> ahead_;    // of the input rows that are copied next
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "engine/aligned.h"
 #include "engine/computation.h"
+#include "engine/computations/finish.h"
 
 namespace quern {
 namespace {
@@ -14,8 +15,7 @@ class DepthwiseConvolution final : public Computation {
       : kernels_(kernels),
         in_(extent_of(graph, operation.inputs[0])),
         out_(extent_of(graph, operation.output)),
-        activation_(operation.activation),
-        slope_(operation.slope) {
+        finish_(operation, graph, kernels) {
     const Node& node = *operation.node;
     const Tensor& weight = tensor(node, graph, "weight");
     const Tensor& bias = tensor(node, graph, "bias");
@@ -33,10 +33,8 @@ class DepthwiseConvolution final : public Computation {
     d_.dilation_x = dilation[1];
     d_.top = padding[0];
     d_.left = padding[1];
-    d_.low = activation_ == Activation::kRelu || activation_ == Activation::kRelu6
-                 ? 0.0F
-                 : -std::numeric_limits<float>::infinity();
-    d_.high = activation_ == Activation::kRelu6 ? 6.0F : std::numeric_limits<float>::infinity();
+    d_.low = finish_.low;
+    d_.high = finish_.high;
 
     taps_ = d_.kernel_height * d_.kernel_width;
     const std::int64_t channels = out_.blocks() * kBlock;
@@ -70,9 +68,6 @@ class DepthwiseConvolution final : public Computation {
   void run(const Arguments& arguments) const override {
     const View& in = arguments.inputs[0];
     const View& out = arguments.output;
-    const std::int64_t pixels = (arguments.rows.last - arguments.rows.first) * out_.width;
-    const bool limited = activation_ == Activation::kNone || activation_ == Activation::kRelu ||
-                         activation_ == Activation::kRelu6;
     Depthwise d = d_;
     d.first = arguments.rows.first;
     d.last = arguments.rows.last;
@@ -82,25 +77,14 @@ class DepthwiseConvolution final : public Computation {
       d.bias = bias_.get() + block * kBlock;
       d.output = out.data + block * out.plane;
       kernels_.depthwise(d);
-      float* written = d.output + d.first * out_.row();
-      if (!limited) kernels_.activate(activation_, slope_, written, written, pixels * kBlock);
-      if (arguments.means != nullptr) {
-        float* means = arguments.means + block * kBlock;
-        if (d.first == 0) std::fill_n(means, kBlock, 0.0F);
-        kernels_.accumulate(written, pixels, means);
-        if (d.last == out_.height) {
-          const float scale = 1.0F / static_cast<float>(out_.height * out_.width);
-          for (int i = 0; i < kBlock; ++i) means[i] *= scale;
-        }
-      }
+      finish_.rest(arguments, block, 1, arguments.rows);
     }
   }
 
  private:
   const Kernels& kernels_;
   Extent in_, out_;
-  Activation activation_;
-  float slope_;
+  Finish finish_;
   Depthwise d_ = {};  // what is the same for all blocks
   std::int64_t taps_ = 0;
   std::size_t weight_floats_ = 0;

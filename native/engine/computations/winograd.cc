@@ -8,6 +8,7 @@
 
 #include "engine/aligned.h"
 #include "engine/computation.h"
+#include "engine/computations/finish.h"
 
 namespace quern {
 namespace {
@@ -77,8 +78,7 @@ class Winograd final : public Computation {
       : kernels_(kernels),
         g_(geometry_of(operation, graph)),
         size_(tile_size(g_)),
-        activation_(operation.activation),
-        slope_(operation.slope),
+        finish_(operation, graph, kernels),
         has_residual_(operation.has_residual) {
     const std::int64_t a_tile =
         elements() * (g_.in.blocks() + std::min(kTogether, g_.out.blocks())) * kBlock;
@@ -109,15 +109,12 @@ class Winograd final : public Computation {
 
   void run(const Arguments& arguments) const override {
     const Rows rows = arguments.rows;
-    if (arguments.means != nullptr && rows.first == 0) {
-      std::fill_n(arguments.means, g_.out.blocks() * kBlock, 0.0F);
-    }
     const std::int64_t tiles = tiles_of(rows);
     const std::int64_t batch = batch_of(tiles, batch_);
     for (std::int64_t begin = 0; begin < tiles; begin += batch) {
       run_batch(arguments, begin, std::min(batch, tiles - begin));
     }
-    finish(arguments);
+    finish_.rest(arguments, 0, g_.out.blocks(), rows);
   }
 
  private:
@@ -205,7 +202,7 @@ class Winograd final : public Computation {
   // For each element, a matrix product of tiles with weights: a 1x1 convolution.
   void multiply(const float* transformed, std::int64_t block, std::int64_t blocks,
                 std::int64_t tiles, float* products) const {
-    alignas(64) static constexpr std::array<float, kTogether* kBlock> kZeros = {};
+    alignas(64) static constexpr std::array<float, kTogether * kBlock> kZeros = {};
     Convolve c = {};
     c.offsets = offsets_.data();
     c.runs = g_.in.blocks();
@@ -238,10 +235,8 @@ class Winograd final : public Computation {
     w.width = g_.out.width;
     w.first = arguments.rows.first;
     w.last = arguments.rows.last;
-    w.low = activation_ == Activation::kRelu || activation_ == Activation::kRelu6
-                ? 0.0F
-                : -std::numeric_limits<float>::infinity();
-    w.high = activation_ == Activation::kRelu6 ? 6.0F : std::numeric_limits<float>::infinity();
+    w.low = finish_.low;
+    w.high = finish_.high;
     for (std::int64_t i = 0; i < blocks; ++i) {
       w.transformed = products + i * batch_ * kBlock;
       w.bias = bias_.get() + (block + i) * kBlock;
@@ -254,31 +249,10 @@ class Winograd final : public Computation {
     }
   }
 
-  // What the transform doesn't do: other activations than limits, and the means.
-  void finish(const Arguments& arguments) const {
-    const bool limited = activation_ == Activation::kNone || activation_ == Activation::kRelu ||
-                         activation_ == Activation::kRelu6;
-    if (limited && arguments.means == nullptr) return;
-    const Rows rows = arguments.rows;
-    const std::int64_t pixels = (rows.last - rows.first) * g_.out.width;
-    const float scale = 1.0F / static_cast<float>(g_.out.height * g_.out.width);
-    for (std::int64_t block = 0; block < g_.out.blocks(); ++block) {
-      float* output =
-          arguments.output.data + block * arguments.output.plane + rows.first * g_.out.row();
-      if (!limited) kernels_.activate(activation_, slope_, output, output, pixels * kBlock);
-      if (arguments.means == nullptr) continue;
-      float* means = arguments.means + block * kBlock;
-      kernels_.accumulate(output, pixels, means);
-      if (rows.last < g_.out.height) continue;
-      for (int i = 0; i < kBlock; ++i) means[i] *= scale;
-    }
-  }
-
   const Kernels& kernels_;
   Geometry g_;
   int size_;
-  Activation activation_;
-  float slope_;
+  Finish finish_;
   bool has_residual_;
   std::int64_t batch_ = 0;             // tiles
   std::vector<std::int64_t> offsets_;  // of the input's blocks in one element of a batch

@@ -24,8 +24,8 @@ constexpr int blocks_for(int pixels) {
 
 template <int kPixels, int kBlocks, int kRun>
 __attribute__((noinline)) void tile(const Convolve& c, const float* input, const float* weights,
-                                    const float* bias, const float* residual, float* output,
-                                    float* channel_sums) {
+                                    const float* bias, const float* scale, const float* residual,
+                                    float* output, const float* ahead) {
   constexpr int kColumns = kBlocks * kPerBlock;
   const std::int64_t weights_block = c.runs * kRun * kBlock;
   const std::int64_t step = kRun == kBlock ? kBlock : c.step;
@@ -38,12 +38,17 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
   }
   for (std::int64_t run = 0; run < c.runs; ++run) {
     const float* in = input + c.offsets[run];
+    if constexpr (kRun == 1) __builtin_prefetch(ahead + c.ahead_offsets[run], 0, 2);
     for (int k = 0; k < kRun; ++k, weights += kBlock) {
       Register weight[kColumns];
 #pragma GCC unroll kUnroll
       for (int column = 0; column < kColumns; ++column) {
         weight[column] =
             load(weights + column / kPerBlock * weights_block + column % kPerBlock * kLanes);
+        // Those of the next blocks: they mostly come from beyond the second-level cache.
+        if (kRun == kBlock && column % kPerBlock == 0) {
+          __builtin_prefetch(weights + (column / kPerBlock + kBlocks) * weights_block, 0, 2);
+        }
       }
 #pragma GCC unroll kUnroll
       for (int pixel = 0; pixel < kPixels; ++pixel) {
@@ -67,22 +72,20 @@ __attribute__((noinline)) void tile(const Convolve& c, const float* input, const
         sums[pixel][column] += load(more + pixel * kBlock);
       }
     }
+    if (scale != nullptr) {
+      const Register factor = load(scale + column * kLanes);
+#pragma GCC unroll kUnroll
+      for (int pixel = 0; pixel < kPixels; ++pixel) sums[pixel][column] *= factor;
+    }
 #pragma GCC unroll kUnroll
     for (int pixel = 0; pixel < kPixels; ++pixel) {
-      sums[pixel][column] = at_most(at_least(sums[pixel][column], low), high);
-      store(out + pixel * kBlock, sums[pixel][column]);
-    }
-    if (channel_sums != nullptr) {
-#pragma GCC unroll kUnroll
-      for (int pixel = 1; pixel < kPixels; ++pixel) sums[0][column] += sums[pixel][column];
-      float* channels = channel_sums + column * kLanes;
-      store(channels, load(channels) + sums[0][column]);
+      store(out + pixel * kBlock, at_most(at_least(sums[pixel][column], low), high));
     }
   }
 }
 
 using Tile = void (*)(const Convolve&, const float*, const float*, const float*, const float*,
-                      float*, float*);
+                      const float*, float*, const float*);
 
 // How many of the pixels left in a row the next tile takes: tiles of about one size, of one block
 // narrower ones where those keep the multiplier as busy. A planar input, that of one layer of a
@@ -135,18 +138,20 @@ void run(const Convolve& c) {
     while (blocks > c.blocks - block) blocks /= 2;
     const float* weights = c.weights + block * weights_block;
     const float* bias = c.bias + block * kBlock;
+    const float* scale = c.scale == nullptr ? nullptr : c.scale + block * kBlock;
     for (std::int64_t row = 0; row < c.rows; ++row) {
       const float* input = c.input + row * c.input_row;
       const float* residual = c.residual == nullptr
                                   ? nullptr
                                   : c.residual + block * c.residual_plane + row * c.residual_row;
       float* output = c.output + block * c.output_plane + row * c.output_row;
-      float* sums = c.sums == nullptr ? nullptr : c.sums + block * kBlock;
+      const float* ahead = c.ahead + row * c.ahead_row;
       for (std::int64_t left = c.pixels; left > 0;) {
         const int width = next_width<kRun>(left, blocks);
-        kTiles[blocks - 1].of[width - 1](c, input, weights, bias, residual, output, sums);
+        kTiles[blocks - 1].of[width - 1](c, input, weights, bias, scale, residual, output, ahead);
         left -= width;
         input += width * c.step;
+        if constexpr (kRun == 1) ahead += width * c.step;
         output += width * kBlock;
         if (residual != nullptr) residual += width * kBlock;
       }

@@ -112,16 +112,25 @@ __attribute__((noinline)) void three_wide(const Depthwise& d, const float* rows,
   }
 }
 
+using ThreeWide = void (*)(const Depthwise&, const float*, Taps, bool, bool, float*);
+
+// By the stride - 1, then each half as wide as the one before.
+template <int kWidth>
+constexpr ThreeWide kThreeWide[2][4] = {{&three_wide<kWidth, 1>, &three_wide<kWidth / 2 | 1, 1>,
+                                         &three_wide<kWidth / 4 | 1, 1>, &three_wide<1, 1>},
+                                        {&three_wide<kWidth, 2>, &three_wide<kWidth / 2 | 1, 2>,
+                                         &three_wide<kWidth / 4 | 1, 2>, &three_wide<1, 2>}};
+
 // All pixels of a row, in tiles as wide as they come.
-template <int kWidth, int kStride>
-void row_of_three(const Depthwise& d, const float* rows, Taps down, std::int64_t x, float* output) {
-  for (; x + kWidth <= d.out_width; x += kWidth) {
-    const std::int64_t first = x * kStride - d.left;
-    const std::int64_t last = (x + kWidth - 1) * kStride - d.left + 2;
-    three_wide<kWidth, kStride>(d, rows + first * kBlock, down, first < 0, last >= d.in_width,
-                                output + x * kBlock);
+void row_of_three(const Depthwise& d, const float* rows, Taps down, float* output) {
+  const ThreeWide* tile = kThreeWide<kMostOfThree>[d.stride_x - 1];
+  std::int64_t width = kMostOfThree;
+  for (std::int64_t x = 0; x < d.out_width; x += width) {
+    for (; x + width > d.out_width; ++tile) width /= 2;
+    const std::int64_t first = x * d.stride_x - d.left;
+    const std::int64_t last = (x + width - 1) * d.stride_x - d.left + 2;
+    (*tile)(d, rows + first * kBlock, down, first < 0, last >= d.in_width, output + x * kBlock);
   }
-  if constexpr (kWidth > 1) row_of_three<kWidth / 2, kStride>(d, rows, down, x, output);
 }
 
 bool is_three_wide(const Depthwise& d) {
@@ -147,11 +156,7 @@ void depthwise(const Depthwise& d) {
     const float* rows = d.input + top * d.in_width * kBlock;
     float* output = d.output + y * d.out_width * kBlock;
     if (three) {
-      if (d.stride_x == 1) {
-        row_of_three<kMostOfThree, 1>(d, rows, down, 0, output);
-      } else {
-        row_of_three<kMostOfThree, 2>(d, rows, down, 0, output);
-      }
+      row_of_three(d, rows, down, output);
       continue;
     }
     for (std::int64_t x = 0; x < d.out_width; ++x) {

@@ -15,6 +15,8 @@ void combine(Arithmetic arithmetic, const float* a, const float* b, std::int64_t
 void accumulate(const float* input, std::int64_t pixels, float* sums);
 void winograd_input(const WinogradInput& w);
 void winograd_output(const WinogradOutput& w);
+void strassen_input(const StrassenInput& s);
+void strassen_output(const StrassenOutput& s);
 
 // 0, 1, … as template arguments; std::integer_sequence, without the library.
 template <int... kNumbers>

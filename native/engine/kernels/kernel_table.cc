@@ -3,7 +3,8 @@
 
 namespace quern::QUERN_INSTRUCTIONS {
 
-const Kernels kKernels = {convolve, depthwise,  pool,           activate,
-                          combine,  accumulate, winograd_input, winograd_output};
+const Kernels kKernels = {convolve,       depthwise,      pool,           activate,
+                          combine,        accumulate,     winograd_input, winograd_output,
+                          strassen_input, strassen_output};
 
 }  // namespace quern::QUERN_INSTRUCTIONS

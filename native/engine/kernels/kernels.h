@@ -31,16 +31,20 @@ struct Convolve {
   const std::int64_t* offsets;
   std::int64_t runs;
   int run;
-  std::int64_t step;      // 16 where `run` is
-  const float* weights;   // [blocks][runs][run][16]
+  std::int64_t step;     // 16 where `run` is
+  const float* weights;  // [blocks][runs][run][16]
+  // Where `run` is 1, what is read soon: at ahead + y * ahead_row + ahead_offsets[i] + x * step.
+  const float* ahead;
+  std::int64_t ahead_row;
+  const std::int64_t* ahead_offsets;
   const float* bias;      // [blocks][16]
   const float* residual;  // added before the limits; nullptr: none. Same rows and pixels as output
   std::int64_t residual_plane, residual_row;
   float* output;
   std::int64_t output_plane, output_row;
   std::int64_t blocks, rows, pixels;
-  float low, high;  // limits of the output: ReLU and ReLU6
-  float* sums;      // [blocks][16]: the outputs of each channel are added to it; nullptr: not
+  const float* scale;  // [blocks][16]: of the sums and the residual; nullptr: none
+  float low, high;     // limits of the output: ReLU and ReLU6
 };
 
 // One channel at a time, for one block of channels and the output rows [first, last).
@@ -96,6 +100,24 @@ struct WinogradOutput {
   float low, high;
 };
 
+// The sums of Strassen's algorithm (computations/strassen.cc) on `count` floats, a multiple of 16.
+struct StrassenInput {
+  const float *a11, *a12, *a21, *a22;
+  float *s1, *s2, *s3, *s4;
+  std::int64_t count;
+};
+
+// output = (v + w + residual) * scale within the limits, w += u; of one block of channels.
+struct StrassenOutput {
+  const float *v, *u;
+  float* w;
+  const float* residual;  // nullptr: none
+  const float* scale;     // [16]; nullptr: 1
+  float* output;
+  std::int64_t count;
+  float low, high;
+};
+
 struct Kernels {
   void (*convolve)(const Convolve&);
   void (*depthwise)(const Depthwise&);
@@ -110,6 +132,8 @@ struct Kernels {
   void (*accumulate)(const float* input, std::int64_t pixels, float* sums);
   void (*winograd_input)(const WinogradInput&);
   void (*winograd_output)(const WinogradOutput&);
+  void (*strassen_input)(const StrassenInput&);
+  void (*strassen_output)(const StrassenOutput&);
 };
 
 namespace scalar {
