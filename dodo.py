@@ -19,7 +19,7 @@ from tasks.native import task_native
 from tasks.release import task_release
 from tasks.deploy import task_deploy
 from tasks.drop import task_drop
-from tasks.train import task_train_example
+from tasks.train import task_train_example, task_train_language_example
 
 DOIT_CONFIG = {
     "default_tasks": [
@@ -46,5 +46,6 @@ __all__ = [
     "task_reference",
     "task_release",
     "task_train_example",
+    "task_train_language_example",
     "task_weights",
 ]
