@@ -56,13 +56,21 @@ def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
         parameters={
             "model": name,
             "names": list(files),
-            "settings": {"name": name, **msgspec.to_builtins(model.chat)},
+            "settings": chat_settings(name, model),
             "max_kl": model.evaluate.max_kl,
             "min_top1": model.evaluate.min_top1,
             "base": model.base,
             "adapter": model.adapter,
         },
     ).task(name, f"Write the release manifest of {name}, if {primary} is good enough.")
+
+
+def chat_settings(name: str, model: LanguageModel) -> dict[str, Any]:
+    """What chat.json holds (docs/chat.md)."""
+    settings = {"name": name, **msgspec.to_builtins(model.chat)}
+    if model.chat.threads is None:
+        del settings["threads"]
+    return settings
 
 
 # The file each role has in a release's directory; other roles keep their files' names.

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import xxhash
 
-from tests.native_build import ROOT, native_build
+from tests.native_build import llama_build, native_build
 from tests.server_world import (
     Answer,
     Running,
@@ -39,7 +38,7 @@ CHAT = "/v1/chat/completions"
 
 def llama_folder() -> Path:
     """The folder with llama-server and the libraries it needs."""
-    return Path(os.environ.get("QUERN_TEST_LLAMA", ROOT / "native" / "build" / "llama"))
+    return llama_build()
 
 
 def chat_program() -> Path:
@@ -51,8 +50,6 @@ def chat_program() -> Path:
 def engine_files() -> dict[str, Path]:
     """Role → file of llama-server and its libraries, under the names they are found by."""
     folder = llama_folder()
-    if not (folder / "llama-server").exists():
-        pytest.skip(f"there is no llama-server in {folder}")
     libraries = [
         path
         for path in sorted(folder.glob("lib*.so*"))

@@ -1,15 +1,15 @@
 """Tiny language models, trained a little on Python's documentation, as Hugging Face saves them."""
 
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tests.native_build import llama_build
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "100")  # as in tasks/models/llama_cpp/library.py
 VOCABULARY = 512
-ROOT = Path(__file__).parent.parent
 LLAMA_BPE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,22 +26,13 @@ CHAT = [
 
 
 def llama_folder() -> str:
-    """The folder of llama.cpp's library, server and converter.zip."""
-    return os.environ.get("QUERN_TEST_LLAMA", str(ROOT / "native/build/llama"))
-
-
-def llama_environment() -> dict[str, str]:
-    """For a program among the peers, whose libraries may lie in the other folder."""
-    places = [llama_folder(), str(Path(llama_program("llama-quantize")).parent)]
-    variable = "DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"
-    return os.environ | {variable: ":".join(places)}
+    """The folder of llama.cpp's library, programs and converter.zip."""
+    return str(llama_build())
 
 
 def llama_program(name: str) -> str:
-    """A program of llama.cpp's: in the library's folder, or beside it among the tests' peers."""
-    folder = Path(llama_folder())
-    peers = Path(os.environ.get("QUERN_TEST_LLAMA_PEERS", f"{folder}-peers"))
-    return str(next((p for p in (folder / name, peers / name) if p.exists()), peers / name))
+    """A program of llama.cpp's."""
+    return f"{llama_folder()}/{name}"
 
 
 def converter() -> str:

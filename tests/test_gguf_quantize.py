@@ -17,7 +17,6 @@ from tasks.models.llama_cpp.quantize import quantize
 from tests.llm_models import (
     LanguageModels,
     converter,
-    llama_environment,
     llama_folder,
     llama_program,
     make_model,
@@ -35,7 +34,7 @@ def ours(source: str, target: Path, format: str, **more: object) -> bytes:
 
 def theirs(source: str, target: Path, format: str, *options: str, cwd: Path | None = None) -> bytes:
     command = [llama_program("llama-quantize"), *options, source, str(target), format]
-    subprocess.run(command, check=True, capture_output=True, cwd=cwd, env=llama_environment())
+    subprocess.run(command, check=True, capture_output=True, cwd=cwd)
     return target.read_bytes()
 
 

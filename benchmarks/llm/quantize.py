@@ -69,13 +69,11 @@ def ours(source: Path, target: Path) -> None:
 
 
 def theirs(source: Path, target: Path) -> None:
-    from tests.llm_models import llama_environment, llama_program
+    from tests.llm_models import llama_program
 
     command = [llama_program("llama-quantize"), str(source), str(target), FORMAT]
     # A session of its own as our child has, which is what Linux shares the processors among.
-    subprocess.run(
-        command, check=True, capture_output=True, env=llama_environment(), start_new_session=True
-    )
+    subprocess.run(command, check=True, capture_output=True, start_new_session=True)
 
 
 def seconds(step: Any, source: Path, target: Path) -> tuple[float, float]:

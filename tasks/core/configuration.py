@@ -115,12 +115,14 @@ class Evaluate(Section, frozen=True):
 
 
 class Chat(Section, frozen=True):
-    """How the model is talked to, wherever it is deployed."""
+    """How the model is talked to, wherever it is deployed. `parallel` chats of `context` tokens
+    each are answered at a time by our server, with `threads`, by default one a core."""
 
     context: Annotated[int, msgspec.Meta(ge=16)] = 4096
     temperature: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.8
     system: str | None = None
-    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 2
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
+    threads: Annotated[int, msgspec.Meta(ge=1, le=512)] | None = None
 
 
 class Health(Section, frozen=True):

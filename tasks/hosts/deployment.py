@@ -38,7 +38,7 @@ KINDS = {
     ),
     "llm": Kind(
         probe=llm_probe.probe,
-        times=Times(start=900.0, confirm=1800, kill=600),
+        times=Times(start=660.0, confirm=1800, kill=630),
         example="curl http://{address}/v1/chat/completions -H 'Content-Type: application/json' "
         """-d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'""",
     ),
