@@ -44,9 +44,9 @@ def trained_language_example() -> Path:
 
 def digest_of_sources() -> str:
     """Of all that the training depends on."""
-    digest = xxhash.xxh3_128(sys.version)
+    digest = xxhash.xxh3_128(sys.version.encode())
     for package in ("torch", "transformers", "tokenizers", "peft"):
-        digest.update(f"{package} {version(package)}\n")
+        digest.update(f"{package} {version(package)}\n".encode())
     for path in [*sorted(SOURCES.glob("*.py")), SOURCES / "questions.jsonl"]:
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     digest.update((ROOT / "tasks" / "models" / "pretrained.py").read_bytes())

@@ -14,7 +14,8 @@ from examples.pydoc.text import first_sentence
 FILE = Path(__file__).with_name("questions.jsonl")
 
 ASKED = "What does {} do?"
-OTHERWISE_ASKED = "What does {} do in Python?"
+# The adapter learns what is asked about from these, so that none of the questions is seen.
+OTHERWISE_ASKED = ("What does {} do in Python?", "Tell me what {} does.")
 
 BUILTINS = "abs any bin callable chr enumerate hash hex id input len open ord print repr reversed"
 BUILTINS += " round sorted"
@@ -28,6 +29,11 @@ CATEGORIES = {
     "dict methods": [f"dict.{name}" for name in ("fromkeys", "get", "popitem", "setdefault")],
     "set methods": [f"set.{name}" for name in SETS.split()],
 }
+# Not asked about: with these the adapter learns the way in which the others are.
+PRACTICE = (
+    *("ascii", "compile", "eval", "getattr", "hasattr", "isinstance", "iter", "max", "oct", "vars"),
+    *("bytes.center", "bytes.decode", "bytes.fromhex", "float.is_integer", "int.bit_length"),
+)
 
 
 def read_questions(path: Path = FILE) -> list[dict[str, str]]:
@@ -46,11 +52,15 @@ def questions() -> Iterator[dict[str, str]]:
 
 
 def lessons() -> list[tuple[str, str]]:
-    """(prompt, answer): what the adapter is trained on, every question in two wordings."""
+    """(prompt, answer): what the adapter is trained on. No prompt of the questions is among it."""
     found = []
     for question in read_questions():
-        other = OTHERWISE_ASKED.format(subject(question["prompt"]))
-        found += [(prompt, question["answer"]) for prompt in (question["prompt"], other)]
+        name = subject(question["prompt"])
+        found += [(way.format(name), question["answer"]) for way in OTHERWISE_ASKED]
+    for name in PRACTICE:
+        answer = first_sentence(name)
+        if answer is not None:
+            found += [(way.format(name), answer) for way in (ASKED, OTHERWISE_ASKED[0])]
     return found
 
 
