@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -89,6 +90,8 @@ ChildProgram program_of(const ChatRelease& release, const std::string& socket) {
   // Our keys are none of its business, and its own variables would override the release.
   program.environment = environment_without({"QUERN_", "LISTEN_", "LLAMA_", "AIP_"});
   program.environment.emplace_back("GGML_NO_BACKTRACE=1");  // it would wait for a debugger
+  // Threads of OpenMP that wait spin; beside other processes most of the time goes into that.
+  if (getenv("GOMP_SPINCOUNT") == nullptr) program.environment.emplace_back("GOMP_SPINCOUNT=100");
   program.descriptor = release.descriptor;
   program.signal_at_our_death = SIGKILL;
   program.mask = kPrivate;

@@ -282,6 +282,13 @@ def _check_language_model(model: LanguageModel, name: str, tree: Any, path: str)
     repeated = next((f for f in formats if formats.count(f) > 1), None)
     if repeated:
         raise _fault(path, tree, [*keys, "formats"], f"{repeated} is there twice")
+    if model.convert.type.upper() in formats:  # their files' names would differ in case only
+        raise _fault(
+            path,
+            tree,
+            [*keys, "formats"],
+            f"{model.convert.type.upper()} is what convert makes; leave it out",
+        )
     if model.quantize.primary not in (None, *formats):
         raise _fault(path, tree, [*keys, "primary"], f"must be one of {', '.join(formats)}")
     if model.adapter is None and model.merge.tool != "automatic":
