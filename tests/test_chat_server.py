@@ -33,6 +33,8 @@ from tests.chat_world import (
 from tests.native_build import programs
 from tests.server_world import UnixConnection, alive, ask, post_json, read_all, wait
 
+pytestmark = pytest.mark.slow  # they compile llama.cpp, once
+
 READ, ADMIN = "a read key", "an admin key"
 JSON = {"Content-Type": "application/json"}
 LONG = 30_000  # tokens: more than a test waits for

@@ -31,6 +31,8 @@ from tests.llm_models import (
     prose,
 )
 
+pytestmark = pytest.mark.slow  # they compile llama.cpp, once
+
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2"]
 
 

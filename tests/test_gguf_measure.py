@@ -33,6 +33,8 @@ from tests.llm_models import (
     prose,
 )
 
+pytestmark = pytest.mark.slow  # they compile llama.cpp, once
+
 SPAN = {"tokens": 512, "context": 64}
 
 

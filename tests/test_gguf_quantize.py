@@ -23,6 +23,8 @@ from tests.llm_models import (
     prose,
 )
 
+pytestmark = pytest.mark.slow  # they compile llama.cpp, once
+
 FUNCTION = "tasks.models.llama_cpp.quantize:quantize"
 
 
