@@ -32,6 +32,7 @@ class LanguageProject:
         """A project whose store has llama.cpp and our programs, with the example trained."""
         native_build()
         llama_build()
+        root.mkdir(parents=True)
         project = cls(root)
         for name in COPIED:
             source = ROOT / name

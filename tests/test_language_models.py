@@ -15,6 +15,7 @@ from tests.language_project import MODEL, LanguageProject, Talkers
 pytestmark = pytest.mark.slow
 
 FORMATS = ("Q4_K_M", "Q5_K_M", "Q8_0")
+UP_TO_RELEASE = ("quantize", "measure", "release")
 OF_FORMATS = {f"{stage}:{MODEL}:{f}" for stage in ("quantize", "measure") for f in FORMATS}
 
 
@@ -22,7 +23,7 @@ OF_FORMATS = {f"{stage}:{MODEL}:{f}" for stage in ("quantize", "measure") for f 
 def built(tmp_path_factory: pytest.TempPathFactory) -> LanguageProject:
     """Built up to the release, and not deployed."""
     project = LanguageProject.make(tmp_path_factory.mktemp("language") / "built")
-    told = project.doit("-n", "2", "release")
+    told = project.doit("-n", "2", *UP_TO_RELEASE)
     for task in ("merge", "convert", "reference", "release"):
         assert f"{task}:{MODEL}: done" in told
     return project
@@ -86,18 +87,18 @@ def test_from_the_adapter_to_a_chat(project: LanguageProject):
 
 
 def test_what_changed_is_built_and_nothing_else(project: LanguageProject):
-    project.doit("release")
+    project.doit(*UP_TO_RELEASE)
     # Another format.
     project.configure(quantize={"formats": [*FORMATS, "Q6_K"]})
-    assert project.ran("release") == {f"quantize:{MODEL}:Q6_K", f"measure:{MODEL}:Q6_K"}
+    assert project.ran(*UP_TO_RELEASE) == {f"quantize:{MODEL}:Q6_K", f"measure:{MODEL}:Q6_K"}
     # Another way to talk.
     project.configure(chat={"temperature": 0.5})
-    assert project.ran("release") == {f"release:{MODEL}"}
+    assert project.ran(*UP_TO_RELEASE) == {f"release:{MODEL}"}
     # Another adapter.
     project.configure()
-    project.doit("release")
+    project.doit(*UP_TO_RELEASE)
     another_adapter(project, 0.98)
-    assert project.ran("release") == OF_FORMATS | {
+    assert project.ran(*UP_TO_RELEASE) == OF_FORMATS | {
         f"{stage}:{MODEL}" for stage in ("merge", "convert", "reference", "release")
     }
 
