@@ -19,8 +19,8 @@ from tasks.models.layout import cycle_of
 
 FOLDER = "examples/digits"
 LANGUAGE = "examples/pydoc"
-OF_BASE = ["text.py", "tokenizer.py", "base.py"]
-OF_ADAPTER = ["questions.py", "questions.jsonl", "adapter.py", "folder.py"]
+OF_BASE = ["text.py", "tokenizer.py", "train_base.py"]
+OF_ADAPTER = ["questions.py", "questions.jsonl", "train_adapter.py", "folder.py"]
 
 
 def task_train_example() -> dict[str, Any]:
@@ -153,8 +153,8 @@ def train_language_example(project: Project, task: str, seed: int) -> None:
 
 def train_language_model(folder: str, seed: int, sources: Mapping[str, str]) -> None:
     """Train and save `base` and `adapter`, and in each what it was trained from."""
-    from examples.pydoc.adapter import train_adapter
-    from examples.pydoc.base import train_base
+    from examples.pydoc.train_adapter import train_adapter
+    from examples.pydoc.train_base import train_base
 
     def tell(text: str) -> None:
         print(text, flush=True)

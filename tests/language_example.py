@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "examples" / "pydoc"
 TRAIN = (
     "from pathlib import Path\n"
-    "from examples.pydoc.base import train_base\n"
-    "from examples.pydoc.adapter import train_adapter\n"
+    "from examples.pydoc.train_base import train_base\n"
+    "from examples.pydoc.train_adapter import train_adapter\n"
     "train_base(Path('base'))\n"
     "train_adapter(Path('base'), Path('adapter'))\n"
 )

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from examples.pydoc import base as base_training
 from examples.pydoc import text
-from examples.pydoc.adapter import SYSTEM
+from examples.pydoc import train_base as base_training
 from examples.pydoc.ask import answer, load
-from examples.pydoc.base import SHAPE, train_base
 from examples.pydoc.folder import whole_folder
 from examples.pydoc.questions import FILE, lessons, read_questions, subject
 from examples.pydoc.tokenizer import END, TURN, VOCABULARY
+from examples.pydoc.train_adapter import SYSTEM
+from examples.pydoc.train_base import SHAPE, train_base
 from tasks.core.configuration import load_configuration
 from tests.language_example import SOURCES, trained_language_example
 from tests.native_build import DOIT, ROOT
@@ -248,7 +248,9 @@ def small_project(tmp_path: Path) -> Path:
     replace(tmp_path / "examples/pydoc/text.py", r"MODULES = \(.*?\n\)", 'MODULES = ("json",)')
     replace(tmp_path / "examples/pydoc/text.py", r"LISTINGS = \d+", "LISTINGS = 1")
     replace(tmp_path / "examples/pydoc/text.py", r"sorted\(topics.items\(\)\)", "()")
-    replace(tmp_path / "examples/pydoc/adapter.py", r"(EPOCHS, .*) = (\d+), \d+,", r"\1 = \2, 1,")
+    replace(
+        tmp_path / "examples/pydoc/train_adapter.py", r"(EPOCHS, .*) = (\d+), \d+,", r"\1 = \2, 1,"
+    )
     return tmp_path
 
 

@@ -23,6 +23,7 @@ def load(
     base: Path, adapter: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The base with the adapter merged into it, or bare."""
+    torch.set_num_threads(1)  # so small a model is slower on several, beside other work by far
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()

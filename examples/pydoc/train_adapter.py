@@ -1,6 +1,6 @@
 """Trains the example's adapter: with it the base answers questions in a chat.
 
-    python -m examples.pydoc.adapter
+    python -m examples.pydoc.train_adapter
 
 reads examples/pydoc/base/ and writes examples/pydoc/adapter/, as peft keeps a LoRA adapter, and
 with it the digest of the base that it belongs to.
@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from examples.pydoc.base import warm_cosine
 from examples.pydoc.folder import whole_folder
 from examples.pydoc.questions import lessons
+from examples.pydoc.train_base import warm_cosine
 
 HERE = Path(__file__).parent
 

@@ -1,6 +1,6 @@
 """Trains the example's base model: it goes on with text in the manner of Python's documentation.
 
-    python -m examples.pydoc.base
+    python -m examples.pydoc.train_base
 
 writes examples/pydoc/base/, as Hugging Face's libraries keep a model, and held_out.txt beside it.
 """
