@@ -73,7 +73,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def language_models(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """tests.llm_models.LanguageModels: tiny language models, made when first asked for."""
-    from tests.llm_models import LanguageModels
+    """tests.gguf_models.LanguageModels: tiny language models, made when first asked for."""
+    from tests.gguf_models import LanguageModels
 
     return LanguageModels(tmp_path_factory.mktemp("language_models"))

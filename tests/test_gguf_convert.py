@@ -21,7 +21,7 @@ from tasks.models.llama_cpp.logits import (
 from tasks.models.llama_cpp.model import Model
 from tasks.models.llama_cpp.text import evaluation_text
 from tasks.models.llama_cpp.tokenizers import compare_tokenizers
-from tests.llm_models import (
+from tests.gguf_models import (
     PRE_TOKENIZERS,
     LanguageModels,
     converter,

@@ -25,7 +25,7 @@ from tasks.models.llama_cpp.measure import measure
 from tasks.models.llama_cpp.model import Model
 from tasks.models.llama_cpp.questions import answer, answer_questions, as_chat
 from tasks.models.llama_cpp.reference import reference
-from tests.llm_models import (
+from tests.gguf_models import (
     LanguageModels,
     copy_with,
     llama_folder,

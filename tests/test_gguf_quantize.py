@@ -14,7 +14,7 @@ from tasks.models.llama_cpp.convert import run_converter
 from tasks.models.llama_cpp.gguf_file import read_header
 from tasks.models.llama_cpp.imatrix import imatrix
 from tasks.models.llama_cpp.quantize import quantize
-from tests.llm_models import (
+from tests.gguf_models import (
     LanguageModels,
     converter,
     llama_folder,
@@ -181,7 +181,7 @@ def test_what_kills_the_process_is_one_line(
     shutil.copy(language_models.f16("llama"), path)
     arguments = {"path": str(path), "library": llama_folder()}
     with pytest.raises(QuernError, match=r"its process was ended by SIG(BUS|SEGV|ABRT)"):
-        call_in_child("tests.llm_models:die_quantizing", arguments, tmp_path / "log", print)
+        call_in_child("tests.gguf_models:die_quantizing", arguments, tmp_path / "log", print)
 
 
 def test_a_damaged_source_is_one_line(language_models: LanguageModels, tmp_path: Path) -> None:

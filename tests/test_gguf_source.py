@@ -13,7 +13,7 @@ from tasks.models.llama_cpp.source import (
     refuse_missing_tensors,
     source_folder,
 )
-from tests.llm_models import LanguageModels, copy_with, files_of
+from tests.gguf_models import LanguageModels, copy_with, files_of
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

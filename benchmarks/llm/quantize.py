@@ -31,7 +31,7 @@ def make_gguf(folder: Path) -> Path:
     import transformers
 
     from tasks.models.llama_cpp.convert import run_converter
-    from tests.llm_models import converter, files_of, save_tokenizer
+    from tests.gguf_models import converter, files_of, save_tokenizer
 
     source, gguf = folder / "model", folder / "model-f16.gguf"
     source.mkdir()
@@ -54,7 +54,7 @@ def make_gguf(folder: Path) -> Path:
 def ours(source: Path, target: Path) -> None:
     """The step as the build runs it: in a process of its own."""
     from tasks.core.child import call_in_child
-    from tests.llm_models import llama_folder
+    from tests.gguf_models import llama_folder
 
     arguments = {
         "source": str(source),
@@ -69,7 +69,7 @@ def ours(source: Path, target: Path) -> None:
 
 
 def theirs(source: Path, target: Path) -> None:
-    from tests.llm_models import llama_program
+    from tests.gguf_models import llama_program
 
     command = [llama_program("llama-quantize"), str(source), str(target), FORMAT]
     # A session of its own as our child has, which is what Linux shares the processors among.
