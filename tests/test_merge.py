@@ -20,7 +20,7 @@ from tasks.models.layout import merged_files
 from tasks.models.merge import merge, pieces
 from tasks.models.pretrained import base_digest
 from tasks.models.safetensors_file import Stored, not_finite, read_header
-from tests import language_models as lm
+from tests import merge_models as lm
 from tests.build_project import BuildProject
 
 ROOT = Path(__file__).parent.parent
