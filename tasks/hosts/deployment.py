@@ -62,7 +62,7 @@ class Deployment:
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install, start beside the old, probe, switch, confirm; or leave the old as it was."""
         previous = self.host.link_target(self.current)
-        self.marks.lift(self.release.id) if retry else self.marks.refuse_failed(self.release.id)
+        self.marks.check(self.release.id, retry)
         try:
             installed = self._timed("install", install, self.host, self.release, files)
             self._timed("holder", self.holder.ensure, installed, self.release, self.address)
@@ -81,7 +81,7 @@ class Deployment:
         self._record("live", previous)
         total = sum(self.seconds.values())
         self.told = (
-            f"{self.release.label or self.release.id} is live on http://{self.address} "
+            f"{self.release.name} is live on http://{self.address} "
             f"after {total:.1f} s, try:\n  {self.kind.example.format(address=self.address)}"
         )
 

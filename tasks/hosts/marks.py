@@ -46,8 +46,10 @@ class Marks:
         mark = self.read(release_id)
         return mark is not None and mark["mark"] == WITHDRAWN
 
-    def refuse_failed(self, release_id: str) -> None:
-        """Raises QuernError for a release that failed before."""
+    def check(self, release_id: str, retry: bool) -> None:
+        """Raises QuernError for a release that failed before; `retry` lifts its mark instead."""
+        if retry:
+            self.lift(release_id)
         mark = self.read(release_id)
         if mark is not None and mark["mark"] == FAILED:
             raise QuernError(

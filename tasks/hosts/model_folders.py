@@ -34,8 +34,7 @@ class FolderDeployment:
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install the release, put its file where the program looks, and note which it is."""
-        marks = Marks(self.host, self.release.model)
-        marks.lift(self.release.id) if retry else marks.refuse_failed(self.release.id)
+        Marks(self.host, self.release.model).check(self.release.id, retry)
         directory = self.host.root / self.release.model / self.channel
         current = directory / "current"
         previous = self.host.link_target(current)
