@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tasks.core.digest import read_digests
+from tasks.core.digest import canonical_json, read_digests
+from tasks.core.errors import QuernError
+from tasks.hosts.deployment import Deployment
+from tasks.hosts.local import LocalHost
+from tasks.hosts.probe import ProbeFailed
+from tasks.hosts.releases import Release
 from tests.language_project import MODEL, LanguageProject, Talkers
 
 pytestmark = pytest.mark.slow
@@ -147,6 +152,31 @@ def test_a_format_that_is_too_far_off_is_not_released(project: LanguageProject):
     lines = [line for line in told.splitlines() if "release" in line]
     assert len(lines) == 1 and f"models.{MODEL}.evaluate.max_kl" in lines[0]
     assert project.get("/health") == before
+
+
+def test_a_server_that_answers_otherwise_than_measured_never_takes_over(
+    project: LanguageProject, tmp_path: Path
+):
+    project.doit("deploy")
+    before = project.get("/health")
+    installed = project.host / "releases" / before["release"]
+    manifest = json.loads((installed / "manifest.json").read_bytes())
+    files = {role: str(installed / entry["file"]) for role, entry in manifest["roles"].items()}
+    golden = json.loads((installed / "golden.json").read_bytes())
+    token, probability = golden["probes"][3]["top"][0]
+    golden["probes"][3]["top"][0] = [token, 1 - probability]
+    files["golden"] = str(tmp_path / "golden.json")
+    (tmp_path / "golden.json").write_text(json.dumps(golden))
+    manifest["roles"]["golden"]["xxh3_128"] = read_digests(files["golden"])[1]
+    (tmp_path / "manifest.json").write_bytes(canonical_json(manifest) + b"\n")
+    release = Release.read(tmp_path / "manifest.json")
+    host, address = LocalHost(project.host.parent), f"127.0.0.1:{project.port}"
+    with pytest.raises(ProbeFailed, match=f"wrong answer on probe 4: token {token}"):
+        Deployment(host, release, "chat", address).make_live(files, retry=False)
+    assert project.get("/health") == before
+    assert "upper" in project.chat("What does str.upper do?").lower()
+    with pytest.raises(QuernError, match=r"failed before .*--retry"):
+        Deployment(host, release, "chat", address).make_live(files, retry=False)
 
 
 def test_ollama_is_told_when_it_comes(project: LanguageProject):
