@@ -472,3 +472,26 @@ def task_watch():
 
 def test_always_execute_runs_recipes_too(project):
     assert project.built("-a", "make:left").ran == ["left"]
+
+
+def test_a_recipe_that_is_to_make_more_than_before_runs_again(tmp_path):
+    dodo = """
+from tasks.core.recipe import Recipe
+
+
+def task_make():
+    yield Recipe(
+        name="copies", version=1, function="work:copies", inputs={"source": "in/one"},
+        outputs={name: f"out/{name}" for name in NAMES},
+    ).task("copies", "Copies.")
+"""
+    work = (
+        "import shutil\n\n\ndef copies(source, **outputs):\n"
+        "    for path in outputs.values():\n        shutil.copy(source, path)\n"
+    )
+    build = BuildProject(tmp_path, dodo=dodo.replace("NAMES", "['a']"), work=work)
+    build.built()
+    build.write("dodo.py", dodo.replace("NAMES", "['a', 'b']"))
+    build.built()
+    assert build.read("out/b") == build.read("in/one")
+    assert build.built().text == ""

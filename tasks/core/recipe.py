@@ -145,6 +145,8 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         assert self.project is not None
         try:
             outputs = None if self.always else self.project.store.result(self.key)
+            if outputs is not None and not self.recipe.outputs.keys() <= outputs.keys():
+                outputs = None  # it is to make more than it did then
             self.outcome = "restored" if outputs is not None else "ran"
             if outputs is None:
                 outputs = self._run()

@@ -5,7 +5,10 @@ import sys
 
 # llama-quantize is what our own quantizing is held against.
 PROGRAMS = ("llama-server", "llama-imatrix", "llama-quantize")
-LIBRARIES = ("llama", "llama-common", "llama-server-impl", "mtmd", "ggml", "ggml-base")
+LIBRARIES = (
+    *("llama", "llama-common", "mtmd", "ggml", "ggml-base"),
+    *("llama-server-impl", "llama-quantize-impl"),
+)
 # One build of the CPU kernels for each generation of processors, the best chosen at run time
 # (GGML_CPU_ALL_VARIANTS in ggml/src/CMakeLists.txt).
 PROCESSORS = {
@@ -45,4 +48,5 @@ def built_files() -> list[str]:
 
 def server_files() -> list[str]:
     """Of those, what llama-server needs beside it."""
-    return [name for name in built_files() if name not in PROGRAMS]
+    others = (*PROGRAMS, library_file("llama-quantize-impl"))
+    return [name for name in built_files() if name not in others]
