@@ -3,7 +3,6 @@
 Each check gives findings; the worst of them is the verdict.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,10 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
+from tasks.core.memory import available_memory
 from tasks.hosts.channels import Channel
 from tasks.hosts.deployment import LISTEN_HOST
 from tasks.hosts.local import LocalHost
@@ -158,15 +157,6 @@ def _free(check: str, free: int, min_free_gb: float) -> Finding:
     low = free < min_free_gb * 1e9
     text = f"{free / 1e9:.1f} GB free" + (f", {min_free_gb:g} GB are wanted" if low else "")
     return Finding(check, DEGRADED if low else HEALTHY, text)
-
-
-def available_memory() -> int | None:
-    """Bytes that a program could still have (Linux: MemAvailable), None where nobody says."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def gpu_memory() -> list[tuple[str, int, int]]:

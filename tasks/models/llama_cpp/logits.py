@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.action import progress
 from tasks.core.errors import QuernError
+from tasks.core.memory import available_memory
 from tasks.models.llama_cpp.model import Context, Model
 from tasks.models.llama_cpp.source import count_weights, source_folder
 
@@ -86,7 +87,7 @@ def torch_log_probabilities(
     import torch
     from transformers import AutoModelForCausalLM
 
-    fits = MARGIN * 4 * count_weights(source) < available_memory()
+    fits = MARGIN * 4 * count_weights(source) < memory_for_weights()
     dtype = torch.float32 if fits else "auto"
     with source_folder(source) as folder, torch.inference_mode():
         model = AutoModelForCausalLM.from_pretrained(
@@ -101,14 +102,7 @@ def torch_log_probabilities(
         progress("PyTorch's logits", len(windows), len(windows), "windows")
 
 
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # No such figure elsewhere; half of all is a guess on the safe side.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+def memory_for_weights() -> int:
+    """Bytes of memory that can be had; where nobody says, half of all is a guess on the safe
+    side."""
+    return available_memory() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
