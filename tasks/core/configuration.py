@@ -179,16 +179,22 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
 
 
 class Host(Section, frozen=True):
-    """A machine that serves; `root` is the folder for releases on it."""
+    """A machine: `ssh` is how it is reached (an alias of ~/.ssh/config, user@host,
+    ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
+    `programs`: where the native programs for it are built, `there` needs a compiler on the host.
+    """
 
-    root: str = ".quern/hosts/local"
+    ssh: str | None = None
+    root: str | None = None
+    programs: Literal["automatic", "here", "there"] = "automatic"
 
 
 class Configuration(Section, frozen=True):
-    """The whole of models.yaml."""
+    """The whole of models.yaml; `ssh_config` is a file to use in place of ~/.ssh/config."""
 
     models: dict[Name, Classifier | LanguageModel]
     hosts: dict[Name, Host] = {}
+    ssh_config: str | None = None
 
     def classifiers(self) -> dict[str, Classifier]:
         """The models of kind classifier, by name."""
