@@ -181,11 +181,13 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
 class Host(Section, frozen=True):
     """A machine: `ssh` is how it is reached (an alias of ~/.ssh/config, user@host,
     ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
-    `programs`: where the native programs for it are built, `there` needs a compiler on the host.
+    `listen` is the address that its servers listen on. `programs`: where the native programs for it
+    are built; `there` needs a compiler on the host.
     """
 
     ssh: str | None = None
     root: str | None = None
+    listen: str = "127.0.0.1"
     programs: Literal["automatic", "here", "there"] = "automatic"
 
 

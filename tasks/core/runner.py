@@ -16,7 +16,7 @@ from doit.exceptions import (
 )
 from doit.runner import MThreadRunner, Runner
 
-from tasks.core.errors import QuernError, in_one_line
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.lifeline import GuardedCommand
 from tasks.core.project import Project
 from tasks.core.reasons import Reason
@@ -54,6 +54,9 @@ class CommitEachTask:
             runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
         except (InvalidTask, StateError):
             raise
+        except TryAgainLater as error:
+            self._handle_task_error(node, failed(error))
+            return False
         except Exception as error:  # a fault in the task's own `uptodate` or `inputs`
             self._handle_task_error(node, told(error))
             return False
