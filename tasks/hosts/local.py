@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.core.atomic import sync_directory, write_atomically
 from tasks.core.digest import read_digests
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import Busy, QuernError
 
 LOG_BYTES = 10 << 20
 
@@ -157,11 +157,11 @@ class LocalHost:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """One deployer at a time per model. Raises TryAgainLater."""
+        """One deployer at a time per model. Raises Busy."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise TryAgainLater(f"{path}: another deploy of this model is at work") from None
+                raise Busy(f"{path}: another deploy of this model is at work") from None
             yield
