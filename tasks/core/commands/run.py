@@ -118,7 +118,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
         if self.run_log is None:
             return self._start(params, args)
         streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = map(self.run_log.copy, streams)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = map(self.run_log.copy, streams)
         if params["outfile"] is streams[0]:
             params["outfile"] = sys.stdout
         try:
