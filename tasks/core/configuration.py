@@ -386,7 +386,13 @@ def _with_environment(value: Any, keys: list[str], tree: Any, path: str) -> Any:
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise _fault(path, tree, keys, f"environment variable {match[1]} is not set")
+            raise _fault(
+                path,
+                tree,
+                keys,
+                f"environment variable {match[1]} is not set; "
+                "export it or put it in .quern/environment",
+            )
         return os.environ[match[1]]
 
     return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", variable, value)

@@ -11,6 +11,10 @@ class TryAgainLater(QuernError):
     EX_TEMPFAIL of sysexits.h."""
 
 
+class Busy(TryAgainLater):
+    """Another run is at work on the same thing: nothing is wrong."""
+
+
 def in_one_line(error: BaseException) -> str:
     """Any error as one line for the user."""
     if isinstance(error, QuernError):

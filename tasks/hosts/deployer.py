@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks.core.errors import TryAgainLater
+from tasks.core.errors import Busy
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Deployer:
         return f"{self.user} (process {self.process} on {self.machine}) since {since}"
 
 
-class Busy(TryAgainLater):
+class HostBusy(Busy):
     """Another deployer holds the lock `path` of host `name`; `line` is what it wrote there."""
 
     def __init__(self, name: str, path: Path, line: bytes) -> None:

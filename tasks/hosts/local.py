@@ -16,7 +16,7 @@ from tasks.core.atomic import sync_directory, write_atomically
 from tasks.core.digest import read_digests
 from tasks.core.errors import QuernError
 from tasks.core.memory import available_memory
-from tasks.hosts.deployer import Busy, Deployer
+from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
 from tasks.hosts.unix_http import ask_port, ask_socket
 
@@ -262,14 +262,14 @@ class LocalHost:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """One deployer at a time. Raises Busy."""
+        """One deployer at a time. Raises HostBusy."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise Busy(self.name, path, file.read()) from None
+                raise HostBusy(self.name, path, file.read()) from None
             file.truncate(0)
             file.write(Deployer.here().as_line())
             file.flush()

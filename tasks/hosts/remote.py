@@ -16,13 +16,14 @@ from typing import Any
 import paramiko
 
 from tasks.core.errors import QuernError
-from tasks.hosts.deployer import Busy, Deployer
+from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
 from tasks.hosts.ssh import Connection, OutOfReach, RemoteFailed, connections
 from tasks.hosts.transfer import remote_sha256, upload
 from tasks.hosts.unix_http import Unreachable, ask_connected
 
 HEARTBEAT_SECONDS = 20.0
+RELEASE_SECONDS = 5.0
 # What servers and holders read from their environment; it comes from the deployer's.
 PASSED_ON = ("QUERN_READ_KEY", "QUERN_ADMIN_KEY")
 
@@ -356,7 +357,7 @@ class RemoteHost:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """One deployer at a time, whichever machine it is on. Raises Busy."""
+        """One deployer at a time, whichever machine it is on. Raises HostBusy."""
         connection = self.connection
         channel = connection.start_script(LOCK, str(path), Deployer.here().as_line().decode())
         try:
@@ -364,13 +365,17 @@ class RemoteHost:
                 answer = channel.makefile("rb")
                 word = answer.readline().strip()
                 if word == b"busy":
-                    raise Busy(self.name, path, answer.readline())
+                    raise HostBusy(self.name, path, answer.readline())
                 if word != b"held":
                     why = "needs flock, perl or python3 for a lock" if word else "can't be locked"
                     raise QuernError(f"{self.name}: {path}: {why}")
             with _heartbeats(lambda: channel.sendall(b"\n")):
                 yield
         finally:
+            # The next one to ask shall find it free: the script is waited for.
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                channel.shutdown_write()
+                channel.status_event.wait(RELEASE_SECONDS)
             channel.close()
 
 
