@@ -106,7 +106,7 @@ def host_inputs(place: dict[str, Any]) -> dict[str, Paths]:
         write_atomically(known, canonical_json(platform.as_data()) + b"\n")
     return {
         **{f"{role}_here": path for role, path in HOST_FILES.items()},
-        "sources": sources_in(SERVER_FOLDERS),
+        "sources": sources_in((*SERVER_FOLDERS, "native/chat")),  # CMakeLists.txt names both
         "platform_there": str(known),
     }
 

@@ -1,6 +1,7 @@
 """Deploys to machines reached by SSH: a real sshd, each machine a network namespace of its own."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +98,56 @@ def test_two_deployers_at_once(project: RemoteProject):
     with there.lock(lock):
         there.connection.close()  # the deployer is gone: so is its lock
         project.doit()
+
+
+def other_machine(folder: Path, *without: str) -> dict[str, str]:
+    """The environment of a machine that says it is another kind, and lacks some programs."""
+    folder.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if program.name not in without:
+            (folder / program.name).symlink_to(program)
+    (folder / "uname").unlink()
+    (folder / "uname").write_text('#!/bin/sh\n[ "$1" = -s ] && echo Darwin || echo arm64\n')
+    (folder / "uname").chmod(0o755)
+    (folder / "getconf").unlink()
+    return {"PATH": str(folder)}
+
+
+def test_a_host_of_another_kind_without_a_compiler_is_refused_before_anything_is_sent(
+    tmp_path: Path, checkpoints: list[Path]
+):
+    environment = other_machine(tmp_path / "programs", "c++", "g++", "cmake")
+    project = RemoteProject(tmp_path / "project", checkpoints, environment=environment)
+    try:
+        project.use_checkpoint(0)
+        done = project.doit(status=1)
+        assert "native:server@edge: edge: cmake is missing there" in done.stderr
+        assert not project.folder_on().exists()
+
+        # The host was exchanged for another after the release was made for it.
+        known = project.root / ".quern/hosts/edge.platform.json"
+        known.write_text(json.dumps({"system": "Linux", "machine": "x86_64", "libc": [2, 99]}))
+        done = project.doit(status=1)
+        assert "edge is Darwin arm64; the programs of release" in done.stderr
+        assert "nothing was sent" in done.stderr
+        assert not list(project.folder_on().glob("releases/*"))
+    finally:
+        project.stop()
+
+
+def test_programs_are_built_on_the_host(tmp_path: Path, checkpoints: list[Path]):
+    cmake = Path(sys.executable).parent
+    environment = {"PATH": f"/usr/bin:/bin:{cmake}"}
+    project = RemoteProject(tmp_path / "project", checkpoints, environment=environment)
+    try:
+        project.write_models(edge="programs: there")
+        project.use_checkpoint(0)
+        told = project.doit().stdout
+        assert "native:server@edge: done" in told
+        built = (project.root / "native/build/edge/quern-server").read_bytes()
+        assert built[:4] == b"\x7fELF"
+        assert project.health_on()["status"] == "ok"
+        assert not (project.edge.home / "quern/build").exists()
+        assert project.doit().stdout == ""
+    finally:
+        project.stop()

@@ -269,9 +269,9 @@ class RemoteHost:
             except FileNotFoundError:
                 return None
             except OSError as error:
-                if error.errno is None and "Failure" in str(error):  # it is no link
-                    return None
-                raise
+                if error.errno is not None or not self.connection.is_alive:
+                    raise
+                return None  # something else than a link is there
         return Path(target) if target else None
 
     def point(self, link: Path, target: Path) -> None:

@@ -201,18 +201,3 @@ def _move(partial: Path, destination: Path) -> None:
             raise
         partial.unlink()
     sync_directory(destination.parent)
-
-
-def remote_sha256(connection: Connection, path: str) -> str:
-    """TEMPORARY."""
-    return connection.run('sha256sum -- "$1"', path).decode().split()[0].lstrip("\\")
-
-
-def upload(connection, source, size, sha256, destination, executable, progress) -> None:  # type: ignore
-    """TEMPORARY."""
-    part = destination + ".partial"
-    connection.sftp.put(str(source), part)
-    if remote_sha256(connection, part) != sha256:
-        raise Changed("changed")
-    connection.sftp.chmod(part, 0o555 if executable else 0o444)
-    connection.sftp.posix_rename(part, destination)
