@@ -7,6 +7,7 @@ from typing import Any
 
 from doit.globals import Globals
 
+from tasks.core.choice import OPTIONS
 from tasks.core.configuration import Classifier, LanguageModel, load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
@@ -29,6 +30,7 @@ from tasks.models.layout import artifact, language_release_files, release_files
 def task_deploy() -> Iterator[dict[str, Any]]:
     """Make each model's release live where models.yaml says, proved by its golden set."""
     configuration = load_configuration()
+    yield {"name": None, "doc": task_deploy.__doc__, "params": OPTIONS}
     for name, model in configuration.models.items():
         channels = channels_of(model, configuration)
         if not channels:
@@ -55,13 +57,14 @@ def task_deploy() -> Iterator[dict[str, Any]]:
             "file_dep": [manifest, *files.values()],
             "uptodate": [Live(manifest, channels)],
             "params": [
+                *OPTIONS,
                 {
                     "name": "retry",
                     "long": "retry",
                     "type": bool,
                     "default": False,
                     "help": "try a release again that failed its probe or was rolled back",
-                }
+                },
             ],
         }
 

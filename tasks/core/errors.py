@@ -11,6 +11,10 @@ class TryAgainLater(QuernError):
     EX_TEMPFAIL of sysexits.h."""
 
 
+class LeftForLater(QuernError):
+    """No fault: a source is still being written. What was there stays, the next run looks again."""
+
+
 def in_one_line(error: BaseException) -> str:
     """Any error as one line for the user."""
     if isinstance(error, QuernError):
