@@ -54,8 +54,8 @@ def whole(text: str = "", size: int = 0) -> bytes:
     """A checkpoint's bytes: a stored zip, as torch.save writes; `size` bytes of filling."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", text)
-        archive.writestr("archive/data/0", bytes(size))
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), text)
+        archive.writestr(zipfile.ZipInfo("archive/data/0"), bytes(size))
     return buffer.getvalue()
 
 

@@ -32,6 +32,7 @@ class CommitEachTask:
     reporter: Any
     always_execute: bool
     final_result: int
+    continue_: bool
     _stop_running: bool
 
     def begin(self, project: Project) -> None:
@@ -162,7 +163,7 @@ class CommitEachTask:
         elif not isinstance(base_fail, UnmetDependency):
             self.lasting_faults += 1
         elif all(dependency.task.name in self.waiting for dependency in node.bad_deps):
-            base_fail.silent = True
+            base_fail.silent = not self.continue_  # one line is enough, unless all are asked for
             self.waiting.add(node.task.name)
         result, stopping = self.final_result, self._stop_running
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
