@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.core.choice import OPTIONS
 from tasks.core.configuration import Classifier, LanguageModel, load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
@@ -28,13 +29,14 @@ from tasks.models.layout import (
 )
 
 PARAMETERS = [
+    *OPTIONS,
     {
         "name": "retry",
         "long": "retry",
         "type": bool,
         "default": False,
         "help": "try a release again that failed its probe or was rolled back",
-    }
+    },
 ]
 
 
@@ -44,6 +46,7 @@ def task_deploy() -> Iterator[dict[str, Any]]:
     `deploy:MODEL` is the task itself where there is one host, else a group of one task a host.
     """
     configuration = load_configuration()
+    yield {"name": None, "doc": task_deploy.__doc__, "params": OPTIONS}
     for name, model in configuration.models.items():
         channels = channels_of(model, configuration)
         hosts = list(dict.fromkeys(channel["host"] for channel in channels))
@@ -54,6 +57,7 @@ def task_deploy() -> Iterator[dict[str, Any]]:
                 "doc": f"Make the release of {name} live on {', '.join(hosts)}.",
                 "actions": None,
                 "task_dep": [f"deploy:{task}" for task in names.values()],
+                "params": OPTIONS,
             }
         for host, task in names.items():
             there = [channel for channel in channels if channel["host"] == host]
@@ -116,9 +120,10 @@ def deploy(
     probes: str,
     keep: int,
     retry: bool = False,
+    **choice: Any,
 ) -> None:
     """Make the release of `manifest` live in every channel of one host; of earlier ones, keep
-    `keep` (0: all). Raises QuernError.
+    `keep` (0: all). The options of a `choice` were seen to before the run. Raises QuernError.
     """
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tasks.core.atomic import write_atomically
-from tasks.core.configuration import LanguageModel, load_configuration
+from tasks.core.configuration import LanguageModel, Source, load_configuration
 from tasks.core.digest import canonical_json, read_digests
 from tasks.core.recipe import Recipe
 from tasks.hosts.host import Platform, glibc_needed
@@ -57,6 +57,7 @@ def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
     primary = primary_format(model)
     files = language_release_files(name, model)
     serves = "server" in files
+    brought = isinstance(model.adapter, Source)
     written = {role: files.pop(role) for role in ("chat", "modelfile")}
     return Recipe(
         name="language release",
@@ -67,6 +68,7 @@ def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
             "measured": artifact(name, f"{primary}.measured.json"),
             "reference": artifact(name, "reference.json"),
             **({"platform": PLATFORM} if serves else {}),
+            **({"origin": artifact(name, "adapter.json")} if brought else {}),
         },
         outputs={"manifest": manifest_file(name), **written},
         parameters={
@@ -76,7 +78,7 @@ def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
             "max_kl": model.evaluate.max_kl,
             "min_top1": model.evaluate.min_top1,
             "base": model.base,
-            "adapter": model.adapter,
+            "adapter": None if brought else model.adapter,
         },
     ).task(name, f"Write the release manifest of {name}, if {primary} is good enough.")
 
@@ -134,9 +136,10 @@ def write_language_manifest(
     chat: str,
     modelfile: str,
     platform: str | None = None,
+    origin: str | None = None,
 ) -> None:
     """Write the manifest of the files `roles`, whose roles are `names`, and of chat.json and
-    Ollama's Modelfile, which are written here.
+    Ollama's Modelfile, which are written here. `origin` says where an adapter was brought from.
 
     Raises QuernError when the format is further from the unquantized model than is allowed.
     """
@@ -161,7 +164,7 @@ def write_language_manifest(
         "roles": listed,
         "checkpoint": {
             "base": base,
-            "adapter": adapter,
+            "adapter": json.loads(Path(origin).read_bytes()) if origin else adapter,
             # Not how fast it was on the machine that measured it: the same files give the same
             # manifest.
             "quality": {key: value for key, value in quality.items() if key != "speed"},

@@ -30,6 +30,7 @@ PermitRootLogin yes
 PrintMotd no
 MaxStartups 100
 MaxSessions 100
+LogLevel VERBOSE
 Subsystem sftp internal-sftp
 SetEnv HOME={home}{environment}
 """

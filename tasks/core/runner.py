@@ -32,12 +32,16 @@ class CommitEachTask:
     reporter: Any
     always_execute: bool
     final_result: int
+    continue_: bool
+    _stop_running: bool
 
     def begin(self, project: Project) -> None:
         """Note the start of the run, for `doit why`."""
         self.up_to_date: list[str] = []
         self.started: dict[str, float] = {}
         self.passing_faults = self.lasting_faults = 0
+        self.tasks_are_stale = False
+        self.waiting: set[str] = set()  # failed for now, or because of one that did
         self.project = project
         self.run_number = 0
 
@@ -60,6 +64,8 @@ class CommitEachTask:
         except Exception as error:  # a fault in the task's own `uptodate` or `inputs`
             self._handle_task_error(node, told(error))
             return False
+        if node.run_status in ("run", "up-to-date"):
+            self._note_look(node.task)
         if node.run_status == "up-to-date" and node.task._actions:
             self.up_to_date.append(node.task.name)
         if runs and node.task._actions:
@@ -67,6 +73,32 @@ class CommitEachTask:
             self.dep_manager.mark_running(node.task)
         self.started[node.task.name] = time.monotonic()
         return runs
+
+    def _note_look(self, task: Any) -> None:
+        """What a watch found is acted on now: log it, and say it if it is to be said."""
+        action = recipe_action(task)
+        if action is not None and action.found.told:
+            action.found.settle()
+            self._told_of(task, action.found.told, action.found.aloud)
+
+    def _told_of(self, task: Any, text: str, aloud: bool) -> None:
+        now = time.time()
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        with open(self.project.open_log(task.name), "a", encoding="utf-8") as log:
+            log.write(f"{moment} {text}\n")
+        with self.project.state.transaction() as connection:
+            connection.execute("replace into look values (?,?,?)", (task.name, now, text))
+        if aloud and hasattr(self.reporter, "line"):  # doit's own reporters have no such thing
+            self.reporter.line(f"{task.name}: {text}")
+
+    def _leave(self, node: Any, text: str) -> None:
+        """A source is unfinished: what was there stays and all that follows is judged by it; where
+        nothing was there, what follows is silently not run."""
+        self._told_of(node.task, text, aloud=True)
+        there = self.dep_manager.leave(node.task)
+        node.run_status = "up-to-date" if there else "ignore"
+        node.task.values = self.dep_manager.get_values(node.task.name)
+        self._decide(node.task, "left", text)
 
     def _prepare(self, task: Any) -> None:
         for action in [*task.actions, *task.teardown]:
@@ -99,6 +131,10 @@ class CommitEachTask:
         if base_fail is None and task._actions:
             action = recipe_action(task)
             self._decide(task, action.outcome if action else "ran", "")
+            if action and action.names_changed:
+                # What follows was made of the names that were there: see Run._execute.
+                self.tasks_are_stale = True
+                node.run_status = "ignore"
 
     def _unsound(self, task: Any) -> Any:
         missing = self.dep_manager.missing_targets(task)
@@ -117,14 +153,27 @@ class CommitEachTask:
             judgement = self.dep_manager.judgement(node.task)
             base_fail.message = judgement.error or base_fail.message
             base_fail.try_again_later = judgement.try_again_later
+            base_fail.left = judgement.left
+        if getattr(base_fail, "left", False):
+            self._leave(node, base_fail.message)
+            return
+        action = recipe_action(node.task)
+        if action and action.recipe.watch and not isinstance(base_fail, UnmetDependency):
+            self._told_of(node.task, base_fail.message, aloud=False)
         if getattr(base_fail, "try_again_later", False):
             self.passing_faults += 1
+            self.waiting.add(node.task.name)
         elif not isinstance(base_fail, UnmetDependency):
             self.lasting_faults += 1
-        before = self.final_result
+        elif all(dependency.task.name in self.waiting for dependency in node.bad_deps):
+            base_fail.silent = not self.continue_  # one line is enough, unless all are asked for
+            self.waiting.add(node.task.name)
+        result, stopping = self.final_result, self._stop_running
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
         if isinstance(base_fail, UnmetDependency):
-            self.final_result = before  # what it waited for has told
+            self.final_result = result  # what it waited for has told
+        if node.task.name in self.waiting:
+            self._stop_running = stopping  # a host out of reach is no reason to leave out others
         self._decide(node.task, "failed", base_fail.message)
 
     def _decide(self, task: Any, outcome: str, message: str) -> None:

@@ -11,7 +11,8 @@ from tasks.core.action import progress
 from tasks.core.cmake import cmake_complaint, compiler_complaint
 from tasks.core.errors import QuernError
 from tasks.hosts.remote import RemoteHost
-from tasks.hosts.transfer import download, remote_sha256, upload
+from tasks.hosts.remote_digest import remote_sha256
+from tasks.hosts.transfer import download, upload
 
 SILENT_SECONDS = 900.0  # a single file may take a slow machine minutes
 

@@ -18,8 +18,9 @@ import paramiko
 from tasks.core.errors import QuernError
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
+from tasks.hosts.remote_digest import remote_sha256
 from tasks.hosts.ssh import Connection, OutOfReach, RemoteFailed, connections
-from tasks.hosts.transfer import remote_sha256, upload
+from tasks.hosts.transfer import upload
 from tasks.hosts.unix_http import Unreachable, ask_connected
 
 HEARTBEAT_SECONDS = 20.0

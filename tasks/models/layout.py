@@ -2,7 +2,7 @@
 
 import re
 
-from tasks.core.configuration import LanguageModel
+from tasks.core.configuration import LanguageModel, Source
 from tasks.models.hugging_face import pretrained_files, tokenizer_files
 from tasks.models.llama_cpp.files import library_file, server_files
 
@@ -61,6 +61,11 @@ LLAMA_LIBRARIES = tuple(
 )
 
 
+def adapter_folder(name: str, model: LanguageModel) -> str | None:
+    """The directory of a language model's adapter: the user's own, or where fetch brings it."""
+    return artifact(name, "adapter") if isinstance(model.adapter, Source) else model.adapter
+
+
 def merged_files(name: str, base: str, adapter: str) -> dict[str, str]:
     """File name → path, for every file of the merged model: the base's own names, and the
     tokenizer files that the adapter brings. Of a base that isn't there, config.json alone."""
@@ -71,8 +76,9 @@ def merged_files(name: str, base: str, adapter: str) -> dict[str, str]:
 def model_files(name: str, model: LanguageModel) -> list[str]:
     """The files of the Hugging Face model that a language model's GGUF is made of: the merged
     one's, or without an adapter the base's own."""
-    if model.adapter:
-        return list(merged_files(name, model.base, model.adapter).values())
+    adapter = adapter_folder(name, model)
+    if adapter:
+        return list(merged_files(name, model.base, adapter).values())
     return [f"{model.base}/{file}" for file in pretrained_files(model.base) or ["config.json"]]
 
 
