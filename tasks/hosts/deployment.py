@@ -189,9 +189,6 @@ class Deployment:
     def drift(self) -> str:
         """Why what serves is not this release, "" if it is: the server itself is asked, and the
         link that a restarted one would go by."""
-        link = self.host.link_target(self.current)
-        if link is not None and link.name != self.release.id:
-            return f"{self.channel} has {link.name}, not {self.release.id}"
         try:
             health = self.host.ask_port(self.address, "/health")
         except (Unreachable, Refused) as error:
@@ -201,4 +198,7 @@ class Deployment:
             return f"{self.channel} serves {served}, not release {self.release.id}"
         if health.get("weights") != self.release.digest("weights"):
             return f"{self.channel} serves other weights than its release has"
+        link = self.host.link_target(self.current)
+        if link is None or link.name != self.release.id:
+            return f"{self.channel} would start {link.name if link else 'nothing'} after a reboot"
         return ""

@@ -332,9 +332,8 @@ class RemoteHost:
         connection = self.connection
         channel = connection.start([str(self._relay), "--connect", address], timeout)
         try:
-            return ask_connected(
-                channel, f"{self.name} {address}", timeout, method, target, body, key
-            )
+            where = f"{self.name} {address}"
+            return ask_connected(_Joined(channel), where, timeout, method, target, body, key)
         except Unreachable:
             # The server's silence, or the connection's?
             ended = channel.status_event.wait(ENDING_SECONDS)
@@ -384,6 +383,16 @@ class RemoteHost:
                 channel.shutdown_write()
                 channel.status_event.wait(ENDING_SECONDS)
             channel.close()
+
+
+class _Joined:
+    """A channel as http.client's socket; it stays open, for how its command ended."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self.sendall, self.makefile = channel.sendall, channel.makefile
+
+    def close(self) -> None:
+        """Not yet."""
 
 
 class RemoteProgram:
