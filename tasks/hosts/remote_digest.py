@@ -11,7 +11,7 @@ from tasks.hosts.ssh import Connection
 FUNCTIONS = r"""
 # An empty line now and then: it still works. Without it a silent link is given up.
 while sleep 5 >/dev/null 2>&1; do echo; done &
-trap "kill $!" EXIT
+trap "kill $! 2>/dev/null" EXIT
 digest() {
     case $tool in
     openssl) openssl dgst -sha256 ;;

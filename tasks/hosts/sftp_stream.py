@@ -15,7 +15,7 @@ from contextlib import suppress
 import paramiko
 
 from tasks.core.errors import QuernError
-from tasks.hosts.ssh import Connection
+from tasks.hosts.ssh import Connection, OutOfReach
 
 # What OpenSSH's server reads or writes at once; a server that reads less answers with less.
 REQUEST_BYTES = 255 << 10
@@ -52,17 +52,21 @@ class Session:
         )
         self._number = 0
         self._received, self._read = b"", 0
-        with connection.told():
-            self._channel = connection.open_session()
-            self._channel.settimeout(silence)
-            try:
-                self._channel.invoke_subsystem("sftp")
-            except paramiko.SSHException:
-                if not connection.is_alive:
-                    raise
-                raise NoSftp(f"{connection.name}: its SSH server offers no SFTP") from None
-            self._send(INIT, struct.pack(">I", 3))
-            _, _, extensions = self.receive()
+        self._channel = connection.open_session()
+        self._channel.settimeout(silence)
+        try:
+            with connection.told():
+                try:
+                    self._channel.invoke_subsystem("sftp")
+                    self._send(INIT, struct.pack(">I", 3))
+                    _, _, extensions = self.receive()
+                except (paramiko.SSHException, EOFError):
+                    if not connection.is_alive:
+                        raise
+                    raise NoSftp(f"{connection.name}: its SSH server offers no SFTP") from None
+        except BaseException:
+            self._channel.close()
+            raise
         self.takes_large_writes = b"limits@openssh.com" in extensions
 
     def open(self, path: str, flags: int) -> bytes:
@@ -220,12 +224,13 @@ class Push:
         channels = CHANNELS_FAR if connection.round_trip >= LONG_LINE_SECONDS else 1
         places = _Places(offset, size)
         self._offset, self._lanes = offset, list[_Lane]()
-        try:
-            for _ in range(channels):
+        for _ in range(channels):
+            try:
                 self._lanes.append(_Lane(connection, path, places, fd, silence))
-        except BaseException:
-            self.stop()
-            raise
+            except OutOfReach:
+                # A host lets only so many channels be open (sshd_config(5), MaxSessions).
+                if not self._lanes:
+                    raise
 
     @property
     def done(self) -> int:

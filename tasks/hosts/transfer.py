@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -116,9 +116,10 @@ def partial_of(sha256: str, partials: Path) -> Path:
 def remove_old_partials(partials: Path) -> None:
     """Remove what was left by downloads that nobody went on with for two weeks."""
     for partial in partials.glob("*.partial"):
-        if partial.stat().st_mtime < time.time() - KEPT_SECONDS:
-            with _locked(partial):
-                partial.unlink()
+        with suppress(FileNotFoundError):
+            if partial.stat().st_mtime < time.time() - KEPT_SECONDS:
+                with _locked(partial):
+                    partial.unlink()
 
 
 def _receive(
@@ -224,7 +225,7 @@ case $found in
 *) rm -f -- "$partial"; exit ;;
 esac
 if [ -d "$destination" ]; then echo "$destination: is a directory" >&2; exit 1; fi
-chmod "$mode" -- "$partial" && { sync -- "$partial" 2>/dev/null || sync; } &&
+chmod "$mode" "$partial" && { sync -- "$partial" 2>/dev/null || sync; } &&
     mv -f -- "$partial" "$destination" && { sync -- "${destination%/*}/" 2>/dev/null || sync; }
 """
 )
@@ -246,6 +247,8 @@ def upload(
     Raises Changed when other bytes arrived, OutOfReach when the link was cut (what arrived is
     kept), QuernError when the host's disk is too full or the host refuses.
     """
+    if not destination.startswith("/"):
+        raise QuernError(f"{connection.name}:{destination}: not an absolute path")
     partial = f"{destination}.{sha256[:16]}.partial"
     mode = "0555" if executable else "0444"
     with open(source, "rb") as file:
