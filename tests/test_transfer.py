@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -182,6 +183,15 @@ def test_only_what_is_missing_moves(gate: Gate, machine: Machine, large: Path) -
     download(connection, str(large), LARGE_SIZE, LARGE_SHA256, large.parent / "to", large.parent)
     connection.close()
     assert not moved
+
+
+def test_a_server_that_reads_less_at_once_than_asked(
+    plain: Connection, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose("paramiko", monkeypatch)
+    monkeypatch.setattr(sftp_stream, "REQUEST_BYTES", 1 << 20)  # OpenSSH answers with 255 KiB
+    download(plain, str(large), LARGE_SIZE, LARGE_SHA256, tmp_path / "to", tmp_path)
+    assert (tmp_path / "to").read_bytes() == LARGE
 
 
 def test_an_empty_file(connection: Connection, tmp_path: Path) -> None:
@@ -519,6 +529,20 @@ def test_a_cut_upload_over_a_long_line_goes_on(
     assert (tmp_path / "there").read_bytes() == LARGE
 
 
+def test_a_host_that_lets_few_channels_be_open(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sftp_stream, "LONG_LINE_SECONDS", 0.0)
+    config = ssh_world.SSHD_CONFIG.replace("MaxSessions 100", "MaxSessions 2")
+    monkeypatch.setattr(ssh_world, "SSHD_CONFIG", config)
+    machine = Machine(tmp_path / "machine").start()
+    connection = connect("edge", str(machine.config))
+    upload(connection, large, LARGE_SIZE, LARGE_SHA256, str(tmp_path / "there"))
+    connection.close()
+    machine.remove()
+    assert (tmp_path / "there").read_bytes() == LARGE
+
+
 def test_a_hosts_disk_too_small_is_told_before_a_byte_moves(
     connection: Connection, large: Path, small_disk: Path
 ) -> None:
@@ -704,6 +728,39 @@ def test_nothing_is_brought_over_a_directory(plain: Connection, tmp_path: Path) 
     with pytest.raises(QuernError, match="is there already"):
         download_directory(plain, manifest, str(tmp_path / "there"), tmp_path / "here", tmp_path)
     assert _files(tmp_path / "here") == {"a": b"old"}
+
+
+# The user's own SSH configuration, and the benchmark
+
+
+def test_what_else_the_users_configuration_has_for_a_session_is_left_out(
+    machine: Machine, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose("program", monkeypatch)
+    port = machine.port  # taken: ssh would fail to listen there
+    machine.write_config(
+        f"  RemoteCommand false\n  LocalForward {port} localhost:1\n"
+        f"  ExitOnForwardFailure yes\n  ControlPath {tmp_path}/control\n  ControlMaster auto\n"
+    )
+    connection = connect("edge", str(machine.config))
+    used = []
+    monkeypatch.setattr(sftp_stream, "Pull", lambda *a: used.append(a))
+    download(connection, str(source), SIZE, SHA256, tmp_path / "to", tmp_path)
+    connection.close()
+    machine.write_config()
+    assert (tmp_path / "to").read_bytes() == DATA
+    assert not used and not (tmp_path / "control").exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.transfer", "--quick", "--json", tmp_path / "json"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    results = json.loads((tmp_path / "json").read_text())
+    assert results["ratios"].keys() >= {"rsync", "paramiko_alone", "scp_50ms"}
+    assert results["figures"]["resident_mb"] < 80
+    assert "paramiko_get" in done.stdout
 
 
 # Of these tests

@@ -21,9 +21,9 @@ from tasks.hosts.ssh import Connection, OutOfReach
 REQUEST_BYTES = 255 << 10
 # What every server must take (draft, section 3); those with `limits@openssh.com` take more.
 PLAIN_REQUEST_BYTES = 32 << 10
-# 24 MB on the way fill 1 Gbit/s at 200 ms. On a short line more than is needed only pushes the
+# 16 MB on the way fill 1 Gbit/s at 130 ms. On a short line more than is needed only pushes the
 # bytes out of the processor's cache: 3.0 CPU seconds a GB with 8 requests, 3.5 with 32.
-OUTSTANDING_NEAR, OUTSTANDING_FAR = 8, 96
+OUTSTANDING_NEAR, OUTSTANDING_FAR = 8, 64
 # paramiko moves the rest of what it holds in memory at each read: read much at once (3.9 CPU
 # seconds a GB with 64 KiB), but not all, which is held twice then.
 GULP_BYTES = 2 << 20

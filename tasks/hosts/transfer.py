@@ -2,6 +2,16 @@
 
 A partial file has the SHA-256 of what it shall be in its name: the same bytes go on where they
 stopped, whatever happened in between; other bytes begin anew.
+
+Bytes go by OpenSSH's `ssh` program (ssh_stream) when it is here, the round trip is below 5 ms and
+64 MiB or more are missing; else by SFTP through paramiko (sftp_stream). Why, in seconds, each with
+its SHA-256, on two cores that the sshd shares:
+  1 GB, loopback     the program 2.4-2.7, paramiko 4.9, rsync 4.2-4.9, scp 3.7
+  200 MB, 5 ms       the program 1.5, paramiko 1.1, scp 1.2
+  200 MB, 50 ms      the program 5.8, paramiko 1.2, scp 6.3; upwards 6.7, 2.7, 6.4
+OpenSSH has 2 MiB on the way, whatever the line; and its handshake costs 0.2 s and a few round
+trips. rsync isn't used: by the program is faster, and of a fine-tuned checkpoint its delta finds
+nothing that is still the same.
 """
 
 import errno
@@ -64,8 +74,9 @@ def download(
     """Bring the remote file `source` (absolute) of `size` bytes and digest `sha256` (hex) to
     `destination`, by way of `partials`/<sha256>.partial, from where an earlier attempt stopped.
 
-    Raises Changed when other bytes came, OutOfReach when the link was cut (what came is kept),
-    QuernError when the disk is too full or the host refuses.
+    `progress` is called in this thread; what it raises ends the download. Raises Changed when
+    other bytes came, OutOfReach when the link was cut (what came is kept), QuernError when the
+    disk is too full or the host refuses, OSError.
     """
     partial = partial_of(sha256, partials)
     partials.mkdir(parents=True, exist_ok=True)
@@ -173,6 +184,7 @@ def _receive(
 
 
 def _worth_a_program(connection: Connection, count: int) -> bool:
+    """Whether `count` bytes go faster by the ssh program; see the figures above."""
     return (
         count >= WORTH_A_PROGRAM_BYTES
         and connection.settings.openssh() is not None
