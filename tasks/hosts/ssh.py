@@ -161,7 +161,8 @@ class Connection:
             if transport is None:
                 raise OutOfReach(f"{self.name}: the connection was closed")
             if self._sftp is None:
-                session = paramiko.SFTPClient.from_transport(transport)
+                # Not our large window: paramiko moves all that it holds at each of its small reads.
+                session = paramiko.SFTPClient.from_transport(transport, window_size=2 << 20)
                 if session is None:
                     raise QuernError(f"{self.name}: its SSH server offers no SFTP")
                 channel = session.get_channel()

@@ -19,6 +19,10 @@ PULL = 'if [ "$2" = 1 ]; then exec cat <"$1"; else exec tail -c "+$2" <"$1"; fi'
 PUSH = 'exec 3>&1 >>"$1" && printf . >&3 && exec cat'
 
 
+class NoConnection(OutOfReach):
+    """The program's own connection failed, or was cut."""
+
+
 class _Program:
     """A running ssh program."""
 
@@ -44,17 +48,18 @@ class _Program:
     def stop(self) -> None:
         """End the program, if it still runs."""
         lifeline.end(self._process)
+        self._said.close()
 
     def check(self) -> None:
-        """Raise OutOfReach or RemoteFailed if it ended with a fault."""
+        """Raise NoConnection or RemoteFailed if it ended with a fault."""
         status = self._process.wait()
         if not status:
             return
         self._said.seek(0)
         lines = self._said.read(1 << 16).decode(errors="replace").strip().splitlines()
         words = f"{self._connection.name}: {lines[-1] if lines else f'ssh: status {status}'}"
-        if status in (CONNECTION_FAILED, -1):
-            raise OutOfReach(words)
+        if status == CONNECTION_FAILED or status < 0:
+            raise NoConnection(words[:300])
         raise RemoteFailed(words[:300], status)
 
 
@@ -77,6 +82,7 @@ class Push(_Program):
         self, connection: Connection, path: str, offset: int, size: int, descriptor: int
     ) -> None:
         self.done = offset
+        self._fault: OSError | None = None
         reader, self._feed = os.pipe()
         self._ready, writer = os.pipe()
         try:
@@ -93,6 +99,12 @@ class Push(_Program):
         super().stop()
         self._thread.join()
 
+    def check(self) -> None:
+        """As above; raises OSError when the local file can't be read."""
+        super().check()
+        if self._fault is not None:
+            raise self._fault
+
     def _send(self, script: bytes, descriptor: int, size: int) -> None:
         try:
             os.write(self._feed, script)
@@ -101,6 +113,8 @@ class Push(_Program):
                     self.done += os.write(self._feed, block)
         except BrokenPipeError:
             pass  # the program has ended; check() knows why
+        except OSError as error:
+            self._fault = error
         finally:
             os.close(self._feed)
             os.close(self._ready)
