@@ -57,9 +57,8 @@ def test_a_download_goes_on_where_it_stopped(
     )
     assert destination.read_bytes() == DATA
     assert not list(partials.iterdir())
-    if have < SIZE:
-        assert seen[0][0] > have
-        assert seen[-1] == (SIZE, SIZE)
+    assert seen[0][0] >= (have if have <= SIZE else 0)
+    assert seen[-1] == (SIZE, SIZE)
 
 
 def test_a_damaged_partial_is_brought_anew(
@@ -75,7 +74,7 @@ def test_other_bytes_never_get_the_name(
     connection: Connection, source: Path, tmp_path: Path, size: int
 ) -> None:
     source.write_bytes((b"x" + DATA)[:size])
-    with pytest.raises(Changed, match="changed while"):
+    with pytest.raises(Changed, match="changed mean"):
         download(connection, str(source), SIZE, SHA256, tmp_path / "weights.pth", tmp_path / "p")
     assert not (tmp_path / "weights.pth").exists()
     assert not list((tmp_path / "p").iterdir())

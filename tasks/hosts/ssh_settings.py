@@ -53,6 +53,10 @@ class Settings:
             "ServerAliveCountMax": "3",
             "Ciphers": "^aes128-gcm@openssh.com",
             "Compression": "no",
+            # What else the user's configuration has for a session is not for this one.
+            "ControlPath": "none",
+            "ClearAllForwardings": "yes",
+            "RemoteCommand": "none",
         }
         command = [program, "-T", *(["-F", self.config] if self.config else [])]
         for name, value in options.items():
