@@ -74,15 +74,20 @@ READ = (
 cd "$HOME" && cd "$1" || exit
 shift
 sha256() {
-  python3 -c 'import hashlib, sys
+  for program in python3 openssl sha256sum shasum; do
+    case $program in
+      python3) digest=$(python3 -c "$hashing" <"$1") ;;
+      openssl) digest=$(openssl dgst -sha256 -r <"$1") ;;
+      sha256sum) digest=$(sha256sum <"$1") ;;
+      shasum) digest=$(shasum -a 256 <"$1") ;;
+    esac 2>/dev/null && [ "${#digest}" -ge 64 ] && printf %s "$digest" && return
+  done
+}
+hashing='import hashlib, sys
 digest = hashlib.sha256()
 for block in iter(lambda: sys.stdin.buffer.read(1 << 20), b""):
     digest.update(block)
-print(digest.hexdigest())' <"$1" 2>/dev/null && return
-  openssl dgst -sha256 -r <"$1" 2>/dev/null && return
-  sha256sum <"$1" 2>/dev/null && return
-  shasum -a 256 <"$1" 2>/dev/null
-}
+print(digest.hexdigest())'
 hex() { od -An -v -tx1; }
 printf 'quern\0'
 for file do
