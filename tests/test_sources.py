@@ -48,10 +48,10 @@ def test_the_highest_cycle_is_a_number_and_is_brought_whole(project, training):
 def test_nothing_changed_is_one_round_trip_and_no_digest_and_no_word(project, training):
     training.write(13, whole("a"))
     project.doit()
-    commands, transfers = training.sessions()
-    assert (len(training.hashed()), transfers) == (1, 1)
+    connections, sessions = training.counts()
+    assert len(training.hashed()) == 1
     assert project.doit() == ""
-    assert training.sessions() == (commands + 1, transfers)
+    assert training.counts() == (connections + 1, sessions + 1)
     assert len(training.hashed()) == 1
     assert project.log()[-1] == "cycle 13 is unchanged: nothing to do"
     assert "looked: cycle 13 is unchanged: nothing to do" in project.doit("why", "fetch:dogs")
@@ -106,11 +106,11 @@ def test_equal_bytes_are_not_moved_again(project, training):
     training.write(13, whole("the same"))
     project.doit()
     path = training.write(14, whole("the same"))
-    transfers = training.sessions()[1]
+    connections, sessions = training.counts()
     told = project.doit()
     assert f"cycle 14 (gpu:{path}, 0.0 MB) has the bytes of cycle 13" in told
     assert project.taken()["cycle"] == 14
-    assert training.sessions()[1] == transfers
+    assert training.counts() == (connections + 1, sessions + 2)  # a look, a digest
     assert (project.root / "used.dogs").read_text().count("\n") == 1
 
 
@@ -118,9 +118,10 @@ def test_a_touch_reads_it_again_and_moves_nothing(project, training):
     path = training.write(13, whole("13"))
     project.doit()
     path.touch()
-    transfers = training.sessions()[1]
+    connections, sessions = training.counts()
     assert project.doit() == ""
-    assert (len(training.hashed()), training.sessions()[1]) == (2, transfers)
+    assert len(training.hashed()) == 2
+    assert training.counts() == (connections + 1, sessions + 2)
 
 
 def test_what_is_here_and_damaged_is_not_taken_for_the_bytes(project, training):
@@ -269,9 +270,9 @@ def test_the_best_of_a_ranking_is_taken(project, training, ranking):
     told = project.configure(dogs=BEST).doit()
     assert project.data() == whole("9")
     assert "passed over" not in told
-    commands = training.sessions()[0]
+    sessions = training.counts()[1]
     assert project.doit() == ""
-    assert training.sessions()[0] == commands + 1
+    assert training.counts()[1] == sessions + 1
 
 
 def test_with_lowest_the_lowest_is_the_best(project, training):
@@ -402,10 +403,9 @@ def test_several_models_share_one_connection(project, training):
     cycles(training, 9, 13)
     project.configure(dogs=PATTERN + "}", cats=PATTERN + "}", owls=PATTERN + ", pick: newest}")
     project.doit("-n", "3", "fetch")
-    log = training.machine.folder / "sshd.log"
-    before = log.read_text().count("Accepted publickey")
+    connections, sessions = training.counts()
     assert project.doit("fetch") == ""
-    assert log.read_text().count("Accepted publickey") == before + 1
+    assert training.counts() == (connections + 1, sessions + 3)
 
 
 # -- names -----------------------------------------------------------------------------------------
