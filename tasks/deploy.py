@@ -83,8 +83,10 @@ def deploy(
     probes: str,
     keep: int,
     retry: bool = False,
+    **choice: Any,
 ) -> None:
     """Make the release of `manifest` live in every channel; of earlier ones, keep `keep` (0: all).
+    `choice` (--cycle and its like) has been seen to by tasks.core.choice.
 
     Raises QuernError.
     """

@@ -77,7 +77,7 @@ class SourceWatch:
         place = place_of(self.source, load_configuration(), project)
         patterns = [self.source.path] + ([glob.escape(choice["path"])] if choice else [])
         look = place.look(patterns, self.is_adapter, ranking_path(self.source))
-        picked = self._picked(look)
+        picked = self._picked(look, needed=choice is None)
         decision = _Decision(self, place, look, taken, picked)
         found = decision.chosen(choice) if choice else decision.automatic()
         remark = "; ".join(filter(None, [picked.remark, _left_alone(look)]))
@@ -120,7 +120,7 @@ class SourceWatch:
         verdict = self.examine(place, look, match)
         if verdict.fault:
             raise QuernError(f"{self._at(match.path)}: still being written: {verdict.fault}")
-        picked = self._picked(look) if look.matches[0] else Picked()
+        picked = self._picked(look, needed=False)
         answer = _answer(*picked.order[0]) if picked.order else None
         choice = {"path": match.path, "machine": self.source.machine, "answer": answer}
         keep_choice(project, self.model, choice)
@@ -136,8 +136,10 @@ class SourceWatch:
 
         return place.examine(match, look.now, fault)
 
-    def _picked(self, look: Look) -> Picked:
+    def _picked(self, look: Look, needed: bool) -> Picked:
         if not look.matches[0]:
+            if not needed:
+                return Picked()
             what = "directory" if self.is_adapter else "file"
             key = "adapter" if self.is_adapter else "checkpoint"
             raise QuernError(
@@ -203,7 +205,7 @@ class _Decision:
     def chosen(self, choice: dict[str, Any]) -> Found:
         """What was chosen on the command line, or what training has written since."""
         remark = ""
-        if _is_newer(self.order[0], choice["answer"]):
+        if self.order and _is_newer(self.order[0], choice["answer"]):
             _, match = self.order[0]
             verdict = self._examine(match)
             if not verdict.fault:

@@ -1,6 +1,7 @@
 """Which checkpoint of this machine is taken, and what is told of it; no host is involved."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_later_what_was_taken_stays_until_the_next_is_whole(project):
     write(project, 3, whole("b"))
     project.doit()
     assert (project.taken()["cycle"], project.data()) == (3, whole("b"))
+
+
+def test_the_best_of_a_ranking_is_taken(project):
+    for cycle in (2, 9, 13):
+        write(project, cycle, whole(str(cycle)))
+    names = {2: "checkpoints_cycle2", 9: str(project.root / "training/checkpoints_cycle9")}
+    ranking = [{"path": f"{names[c]}/best_model.pth", "score": c} for c in names]
+    (project.root / "training/ranking.json").write_text(json.dumps(ranking))
+    pick = ", pick: {best: {file: ranking.json, by: score}}}"
+    project.configure(dogs=PATTERN + pick).doit()
+    assert project.data() == whole("9")
 
 
 def test_when_nothing_is_whole_yet_nothing_is_done_and_it_is_no_fault(project):

@@ -187,8 +187,9 @@ def test_a_choice_is_ended_by_hand(project, training):
     assert not list((project.root / ".quern/choices").iterdir())
 
 
-def test_a_path_outside_the_pattern_can_be_chosen(project, training):
-    cycles(training, 13)
+@pytest.mark.parametrize("there", [(), (13,)])
+def test_a_path_outside_the_pattern_can_be_chosen(project, training, there):
+    cycles(training, *there)
     path = training.home / "try this [1]*.pth"
     path.write_bytes(whole("tried"))
     project.doit("use:dogs", "--checkpoint", "~/try this [1]*.pth")
@@ -599,6 +600,29 @@ def test_a_writer_that_begins_anew_while_it_is_brought(project, training, first)
     assert project.data() == whole("13, done")
 
 
+def test_a_transfer_that_is_cut_goes_on_at_the_next_run(project, training):
+    cycles(training, 9)
+    project.doit()
+    data = whole("13", size=96 << 20)
+    training.write(13, data)
+    transfers = project.root / ".quern/transfers"
+
+    def cut() -> None:
+        while not any(path.stat().st_size > 1 << 20 for path in transfers.glob("*.partial")):
+            time.sleep(0.001)
+        training.machine.kill_sessions()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    told = project.doit(status=75)
+    cutter.join()
+    assert told.count("\n") == 1
+    assert project.data() == whole("9")
+    assert project.doit("use") != ""
+    assert project.data() == data
+    assert not list(transfers.glob("*.partial"))
+
+
 # -- programs --------------------------------------------------------------------------------------
 
 
@@ -647,3 +671,31 @@ def test_a_machine_that_can_make_no_digest_is_told(tmp_path):
         assert told.count("\n") == 1
     finally:
         training.machine.remove()
+
+
+# -- through to a live server ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_chosen_cycle_goes_live_and_stays_there(deploy_project, checkpoints, training):
+    project = deploy_project
+    models = project.root / "models.yaml"
+    text = models.read_text().replace("{path: training/", "{host: gpu, path: ~/mycnn/")
+    machine = training.machine
+    models.write_text(text + f"ssh_config: {machine.config}\nhosts: {{gpu: {{ssh: trainer}}}}\n")
+    for cycle in (9, 10):
+        training.write(cycle, checkpoints[cycle - 9].read_bytes())
+    project.doit()
+    assert project.health()["model"].startswith("Cycle 10 ")
+    project.doit("deploy", "--cycle", "9")
+    assert project.health()["model"].startswith("Cycle 9 ")
+    done = project.doit()
+    assert (done.stdout, done.stderr) == ("", "")
+    path = training.write(11, checkpoints[2].read_bytes()[:-1])
+    assert "still being written" in project.doit().stdout
+    assert project.health()["model"].startswith("Cycle 9 ")
+    project.doit("deploy:digits", "--automatic", "--retry")
+    assert project.health()["model"].startswith("Cycle 9 ")  # the one before 11 is not whole
+    path.write_bytes(checkpoints[2].read_bytes())
+    project.doit()
+    assert project.health()["model"].startswith("Cycle 11 ")

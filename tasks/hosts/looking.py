@@ -300,7 +300,8 @@ def _name(raw: bytes, seen: Look) -> str | None:
 
 
 def _absolute(name: str, home: str) -> str:
-    return name if name.startswith("/") else f"{home.rstrip('/')}/{name.removeprefix('./')}"
+    path = name if name.startswith("/") else f"{home.rstrip('/')}/{name.removeprefix('./')}"
+    return path.rstrip("/")
 
 
 def _from_home(path: str) -> str:

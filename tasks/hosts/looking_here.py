@@ -20,7 +20,7 @@ def look(patterns: Sequence[str], directories: bool = False, ranking: str = "") 
         matches = []
         for path in sorted(glob.glob(os.path.expanduser(pattern))):
             if directories and os.path.isdir(path):
-                matches.append(Match(path, _files_of(path)))
+                matches.append(Match(path.rstrip("/"), _files_of(path)))
             elif not directories and os.path.isfile(path):
                 matches.append(Match(path, [_seen(path, "")]))
         seen.matches.append(matches)
