@@ -126,3 +126,14 @@ def test_no_ssh_is_imported_where_no_host_is_involved(project):
         "print(status, sorted({'paramiko', 'torch'} & set(sys.modules)))"
     )
     assert project.python(script).endswith("0 []\n")
+
+
+@pytest.mark.parametrize("name", [b"new\nline", b"esc\x1b[2J", b"\xff\xfe"])
+def test_a_name_that_can_not_be_shown_is_left_alone(project, name):
+    write(project, 9, whole("9"))
+    folder = os.fsencode(project.root) + b"/training/checkpoints_cycle99" + name
+    os.mkdir(folder)
+    with open(folder + b"/best_model.pth", "wb") as file:
+        file.write(whole("evil"))
+    assert "left alone, for its name can't be shown: " in project.doit("fetch")
+    assert project.data() == whole("9")

@@ -470,6 +470,22 @@ def test_a_name_that_can_not_be_shown_is_left_alone_and_told_once(project, train
     assert "left alone" in project.log()[-1]
 
 
+def test_a_choice_that_is_gone_before_it_was_taken_is_a_fault(project, training):
+    cycles(training, 9, 13)
+    project.doit()
+    training.wrap("cat", "exit 1")
+    path = training.home / "tried.pth"
+    path.write_bytes(whole("tried", size=96 << 20))
+    project.doit("use", "--checkpoint", "~/tried.pth", status=1)
+    path.unlink()
+    told = project.doit("fetch", status=2)
+    assert f"gpu:{path}, which was chosen: it is gone; doit fetch:dogs --automatic ends" in told
+    assert told.count("\n") == 1
+    project.doit("fetch", "--automatic")
+    assert project.data() == whole("13")
+    assert project.doit() == ""
+
+
 def test_what_the_login_shell_says_is_passed_over(project, training):
     cycles(training, 9)
     (training.home / ".bashrc").write_text("echo Welcome to your instance; printf 'x\\0y'\n")

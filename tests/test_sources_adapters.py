@@ -312,3 +312,17 @@ def test_a_merge_waits_for_the_first_adapter(project, training):
     told = project.doit()
     assert told.count("\n") == 1
     assert "still being written (it has no adapter_config.json)" in told
+
+
+def test_the_order_in_which_files_are_found_changes_nothing(project, training, there):
+    project.doit("fetch")
+    for name in ("tokenizer.json", "adapter_config.json", "adapter_model.safetensors"):
+        data = (there / name).read_bytes()
+        (there / name).unlink()
+        (there / f"{name}x").write_bytes(data)
+        (there / f"{name}x").rename(there / name)
+    names = "tokenizer.json adapter_model.safetensors adapter_config.json"
+    real = shutil.which("find")
+    training.wrap("find", f'shift\nfor f in {names}; do {real} "./$f" "$@"; done\nexit')
+    assert project.doit("fetch") == ""
+    assert "is unchanged" in project.log("majora")[-1]

@@ -204,7 +204,11 @@ def look(
             if folder is None or name is None or not stat:  # no stat: it is gone by now
                 continue
             if folder:
-                files.append(_seen(reply, name.removeprefix("./"), stat))
+                name = name.removeprefix("./")
+                if name.startswith("/") or ".." in name.split("/"):
+                    raise reply.fault()
+                files.append(_seen(reply, name, stat))
+                files.sort(key=lambda file: file.name)
             else:
                 path = _absolute(name, seen.home)
                 seen.matches[-1].append(Match(path, [_seen(reply, "", stat)]))
@@ -235,14 +239,17 @@ def read(connection: "Connection", match: Match, names: Sequence[str]) -> dict[s
                 f"{connection.name}: {match.path}: no SHA-256 of it can be made there; "
                 "one of python3, openssl, sha256sum and shasum is needed, and leave to read it"
             )
-        found[name] = Read(
-            seen=_seen(reply, name, after),
-            sha256=sha256,
-            head=bytes.fromhex(head.decode()),
-            tail=bytes.fromhex(tail.decode()),
-            steady=before == after,
-            now=float(now),
-        )
+        try:
+            found[name] = Read(
+                seen=_seen(reply, name, after),
+                sha256=sha256,
+                head=bytes.fromhex(head.decode()),
+                tail=bytes.fromhex(tail.decode()),
+                steady=before == after,
+                now=float(now),
+            )
+        except ValueError:
+            raise reply.fault() from None
     return found
 
 
@@ -287,16 +294,17 @@ def _seen(reply: _Reply, name: str, stat: bytes) -> Seen:
 
 
 def _name(raw: bytes, seen: Look) -> str | None:
-    """A name from the other side; one that can't be shown or could lead elsewhere is left alone."""
-    try:
-        name = raw.decode()
-    except UnicodeDecodeError:
-        name = ""
-    hidden = any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
-    if not name or hidden or ".." in name.split("/"):
-        seen.left_alone.append(ascii(raw)[1:].strip("'\""))
-        return None
-    return name
+    """A name from the other side; one that can't be shown is left alone."""
+    name = raw.decode("utf-8", "surrogateescape")
+    if can_be_shown(name):
+        return name
+    seen.left_alone.append(ascii(name).strip("'\""))
+    return None
+
+
+def can_be_shown(name: str) -> bool:
+    """Whether a name is UTF-8 without control characters and line ends."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
 
 
 def _absolute(name: str, home: str) -> str:
