@@ -9,6 +9,9 @@ from tasks.hosts.ssh import Connection
 # a Mac without its developer tools has a python3 that only offers to install them.
 # xxh128sum would be five times faster, but is hardly ever there.
 FUNCTIONS = r"""
+# An empty line now and then: it still works. Without it a silent link is given up.
+while sleep 5 >/dev/null 2>&1; do echo; done &
+trap "kill $!" EXIT
 digest() {
     case $tool in
     openssl) openssl dgst -sha256 ;;
@@ -30,9 +33,6 @@ if [ -z "$tool" ]; then
     echo "to verify files it needs one of: openssl, python3, sha256sum, shasum" >&2
     exit 1
 fi
-# An empty line now and then: it still works. Without it a silent link is given up.
-while sleep 5 >/dev/null 2>&1; do echo; done &
-trap "kill $!" EXIT
 """
 EACH = (
     FUNCTIONS

@@ -23,7 +23,10 @@ REQUEST_BYTES = 255 << 10
 PLAIN_REQUEST_BYTES = 32 << 10
 # More than the line needs only pushes the bytes out of the processor's cache.
 OUTSTANDING_NEAR, OUTSTANDING_FAR = 16, 96
-FAR_SECONDS = 0.005
+# A round trip from which the line, not the processor, is what holds a transfer up.
+LONG_LINE_SECONDS = 0.005
+CHANNELS_FAR = 4
+UNSURE_BYTES = 64 << 20
 
 INIT, OPEN, CLOSE, READ, WRITE = 1, 3, 4, 5, 6
 STATUS, HANDLE, DATA = 101, 102, 103
@@ -41,7 +44,7 @@ class Session:
     def __init__(self, connection: Connection, silence: float) -> None:
         self.connection = connection
         self.outstanding = (
-            OUTSTANDING_FAR if connection.round_trip > FAR_SECONDS else OUTSTANDING_NEAR
+            OUTSTANDING_FAR if connection.round_trip >= LONG_LINE_SECONDS else OUTSTANDING_NEAR
         )
         self._number = 0
         with connection.told():
@@ -198,29 +201,87 @@ class Pull(_Transfer):
                 raise sftp.refused(self.path, body)
 
 
-class Push(_Transfer):
-    """Writes bytes `offset` to `size` of the open file `fd` at their place in a remote file."""
+class Push:
+    """Writes bytes `offset` to `size` of the open file `fd` at their place in a remote file;
+    `done` is how many the host has written. Over a long line by several channels, as the host's
+    window of 2 MiB bounds each: what a cut leaves may have gaps in its last UNSURE_BYTES."""
+
+    def __init__(
+        self, connection: Connection, path: str, offset: int, size: int, fd: int, silence: float
+    ) -> None:
+        channels = CHANNELS_FAR if connection.round_trip >= LONG_LINE_SECONDS else 1
+        places = _Places(offset, size)
+        self._offset, self._lanes = offset, list[_Lane]()
+        try:
+            for _ in range(channels):
+                self._lanes.append(_Lane(connection, path, places, fd, silence))
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def done(self) -> int:
+        """Bytes of the file that the host has written."""
+        return self._offset + sum(lane.done for lane in self._lanes)
+
+    def is_over(self) -> bool:
+        """Whether the work has ended."""
+        return all(lane.is_over() for lane in self._lanes)
+
+    def stop(self) -> None:
+        """End the work, if it still goes on."""
+        for lane in self._lanes:
+            lane.stop()
+
+    def check(self) -> None:
+        """Raise what it ended with: OutOfReach, QuernError, OSError of the local file."""
+        for lane in self._lanes:
+            lane.check()
+
+
+class _Places:
+    """The pieces of a file, each handed out once."""
+
+    def __init__(self, offset: int, size: int) -> None:
+        self._offset, self._size, self._lock = offset, size, threading.Lock()
+
+    def take(self, most: int) -> tuple[int, int]:
+        """The next piece of `most` bytes or fewer: offset and length; none is left at length 0."""
+        with self._lock:
+            start, count = self._offset, min(most, self._size - self._offset)
+            self._offset += count
+            return start, count
+
+
+class _Lane(_Transfer):
+    """One of the channels of a Push; `done` counts its own bytes."""
+
+    def __init__(
+        self, connection: Connection, path: str, places: _Places, fd: int, silence: float
+    ) -> None:
+        self._places = places
+        super().__init__(connection, path, 0, 0, fd, silence)
 
     def work(self) -> None:
-        """Send the file's bytes, and count those that the host has written."""
-        sftp = self.session
+        """Send pieces, and count those that the host has written."""
+        sftp, unanswered = self.session, deque[int]()
         handle = sftp.open(self.path, FOR_WRITING | MADE_IF_MISSING)
         step = REQUEST_BYTES if sftp.takes_large_writes else PLAIN_REQUEST_BYTES
-        sent, unanswered = self.done, deque[int]()
-        while unanswered or sent < self.size:
-            if sent < self.size and len(unanswered) < sftp.outstanding:
-                block = os.pread(self.descriptor, min(step, self.size - sent), sent)
-                if not block:
-                    return  # the local file was cut short; the digest tells
-                place = struct.pack(">QI", sent, len(block))
-                sftp.request(WRITE, handle, place, block)
-                unanswered.append(len(block))
-                sent += len(block)
-                continue
+
+        def hear() -> None:
             kind, _, body = sftp.receive()
             if kind != STATUS or _code(body) != OK:
                 raise sftp.refused(self.path, body)
             self.done += unanswered.popleft()
+
+        while (piece := self._places.take(step))[1]:
+            block = os.pread(self.descriptor, piece[1], piece[0])
+            sftp.request(WRITE, handle, struct.pack(">QI", piece[0], len(block)), block)
+            unanswered.append(len(block))
+            if len(unanswered) == sftp.outstanding:
+                hear()
+        while unanswered:
+            hear()
         sftp.answer(CLOSE, handle)
 
 

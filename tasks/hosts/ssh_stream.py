@@ -19,6 +19,10 @@ PULL = 'if [ "$2" = 1 ]; then exec cat <"$1"; else exec tail -c "+$2" <"$1"; fi'
 PUSH = 'exec 3>&1 >>"$1" && printf . >&3 && exec cat'
 
 
+class NoConnection(OutOfReach):
+    """The program's own connection failed, or was cut."""
+
+
 class _Program:
     """A running ssh program."""
 
@@ -46,7 +50,7 @@ class _Program:
         lifeline.end(self._process)
 
     def check(self) -> None:
-        """Raise OutOfReach or RemoteFailed if it ended with a fault."""
+        """Raise NoConnection or RemoteFailed if it ended with a fault."""
         status = self._process.wait()
         if not status:
             return
@@ -54,7 +58,7 @@ class _Program:
         lines = self._said.read(1 << 16).decode(errors="replace").strip().splitlines()
         words = f"{self._connection.name}: {lines[-1] if lines else f'ssh: status {status}'}"
         if status in (CONNECTION_FAILED, -1):
-            raise OutOfReach(words)
+            raise NoConnection(words[:300])
         raise RemoteFailed(words[:300], status)
 
 

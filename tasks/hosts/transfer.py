@@ -31,9 +31,7 @@ BLOCK_BYTES = 256 << 10
 # How much is hashed before the next look, and written before it is synced: the disk works while
 # the rest comes, and a power cut costs little of it.
 STRETCH_BYTES = 64 << 20
-# The ssh program takes a handshake of its own, and its window is 2 MiB a round trip.
-WORTH_A_PROGRAM_BYTES = 32 << 20
-NEAR_SECONDS = 0.008
+WORTH_A_PROGRAM_BYTES = 64 << 20
 TOO_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -72,26 +70,40 @@ def download(
     partial = partial_of(sha256, partials)
     partials.mkdir(parents=True, exist_ok=True)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(partial) as descriptor:
-        have = os.fstat(descriptor).st_size
-        if have > size:
-            os.ftruncate(descriptor, 0)
-            have = 0
-        _need_space(destination, partials, size, size - have)
-        while (
-            _received(connection, source, descriptor, have, size, destination, progress) != sha256
-        ):
-            if not have:
-                partial.unlink()
-                raise Changed(
-                    f"{connection.name}:{source}: what came has another SHA-256 than {sha256}: "
-                    "the file changed meanwhile"
-                )
-            # What an earlier attempt left was damaged, or the file has changed since.
-            os.ftruncate(descriptor, 0)
-            have = 0
-        os.fsync(descriptor)
-        _move(partial, destination)
+    try:
+        with _locked(partial) as descriptor:
+            if os.fstat(descriptor).st_size > size:
+                os.ftruncate(descriptor, 0)
+            have = os.fstat(descriptor).st_size
+            need_space(destination, partials, size, size - have)
+            program = _worth_a_program(connection, size - have)
+            while True:
+                try:
+                    found = _receive(connection, source, descriptor, size, program, progress)
+                except ssh_stream.NoConnection:
+                    if not (program and connection.is_alive):
+                        raise
+                    program = False  # ours still stands, and goes on
+                    continue
+                if found == sha256:
+                    break
+                if not have:
+                    partial.unlink()
+                    raise Changed(
+                        f"{connection.name}:{source}: what came has another SHA-256 than "
+                        f"{sha256}: the file changed meanwhile"
+                    )
+                # What an earlier attempt left was damaged, or the file has changed since.
+                os.ftruncate(descriptor, 0)
+                have = 0
+            os.fsync(descriptor)
+            _move(partial, destination)
+    except OSError as error:
+        if error.errno in TOO_FULL:
+            raise QuernError(
+                f"{destination}: the disk is full; what came is kept: make room and run again"
+            ) from None
+        raise
 
 
 def partial_of(sha256: str, partials: Path) -> Path:
@@ -109,13 +121,12 @@ def remove_old_partials(partials: Path) -> None:
                 partial.unlink()
 
 
-def _received(
+def _receive(
     connection: Connection,
     source: str,
     descriptor: int,
-    have: int,
     size: int,
-    destination: Path,
+    program: bool,
     progress: Progress | None,
 ) -> str:
     """Append what is missing to an open partial file; returns the SHA-256 of the whole.
@@ -123,9 +134,10 @@ def _received(
     The bytes come beside us; here they are hashed, synced and watched as the file grows.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
-    done, hashed, synced = have, 0, have
+    have = done = synced = os.fstat(descriptor).st_size
+    hashed = 0
     os.lseek(descriptor, have, os.SEEK_SET)
-    stream = None if have == size else _pull(connection, source, have, size, descriptor)
+    stream = _pull(connection, source, have, size, descriptor, program) if have < size else None
     try:
         moved = time.monotonic()
         while True:
@@ -141,19 +153,17 @@ def _received(
             stop = min(there, hashed + STRETCH_BYTES)
             while hashed < stop:
                 count = os.preadv(descriptor, [buffer[: stop - hashed]], hashed)
-                if not count:
-                    break
                 digest.update(buffer[:count])
                 hashed += count
             if hashed - synced >= STRETCH_BYTES:
                 os.fsync(descriptor)
                 synced = hashed
-            if hashed == there and (over or there == size):
-                break
             if hashed == there:
+                if over or there == size:
+                    break
                 time.sleep(LOOK_SECONDS)
         if stream is not None and done < size:
-            _check(stream, descriptor, destination)
+            _check(stream, descriptor)
     finally:
         if stream is not None:
             stream.stop()
@@ -161,45 +171,35 @@ def _received(
     return digest.hexdigest()
 
 
-def _pull(connection: Connection, source: str, have: int, size: int, descriptor: int) -> Stream:
-    if _by_program(connection, size - have):
-        return ssh_stream.Pull(connection, source, have, descriptor)
-    try:
-        return sftp_stream.Pull(connection, source, have, size, descriptor, SILENCE_SECONDS)
-    except sftp_stream.NoSftp:
-        if connection.settings.openssh() is None:
-            raise
-        return ssh_stream.Pull(connection, source, have, descriptor)
-
-
-def _by_program(connection: Connection, count: int) -> bool:
+def _worth_a_program(connection: Connection, count: int) -> bool:
     return (
         count >= WORTH_A_PROGRAM_BYTES
         and connection.settings.openssh() is not None
-        and connection.round_trip < NEAR_SECONDS
+        and connection.round_trip < sftp_stream.LONG_LINE_SECONDS
     )
 
 
-def _check(stream: Stream, descriptor: int, destination: Path) -> None:
-    """Raise why a stream ended early, if it says so."""
-    full = QuernError(f"{destination}: the disk is full; what came is kept: make room, run again")
-    try:
-        stream.check()
-    except OSError as error:
-        if error.errno in TOO_FULL:
-            raise full from None
-        raise
-    except QuernError:
-        # The ssh program can't tell: is there room for more?
-        end = os.fstat(descriptor).st_size
+def _pull(
+    connection: Connection, source: str, have: int, size: int, descriptor: int, program: bool
+) -> Stream:
+    if not program:
         try:
-            os.pwrite(descriptor, bytes(BLOCK_BYTES), end)
-        except OSError as error:
-            if error.errno in TOO_FULL:
-                raise full from None
-        finally:
-            os.ftruncate(descriptor, end)
-        raise
+            return sftp_stream.Pull(connection, source, have, size, descriptor, SILENCE_SECONDS)
+        except sftp_stream.NoSftp:
+            if connection.settings.openssh() is None:
+                raise
+    return ssh_stream.Pull(connection, source, have, descriptor)
+
+
+def _check(stream: Stream, descriptor: int) -> None:
+    """Raise why a stream ended early, if it says so."""
+    # The ssh program can't tell of a full disk, and ends well: is there room for more?
+    end = os.fstat(descriptor).st_size
+    try:
+        os.pwrite(descriptor, bytes(BLOCK_BYTES), end)
+    finally:
+        os.ftruncate(descriptor, end)
+    stream.check()
 
 
 def _silent(connection: Connection) -> OutOfReach:
@@ -249,9 +249,17 @@ def upload(
     partial = f"{destination}.{sha256[:16]}.partial"
     mode = "0555" if executable else "0444"
     with open(source, "rb") as file:
+        have = _prepared(connection, destination, partial, size)
+        program = _worth_a_program(connection, size - have)
         while True:
-            have = _prepared(connection, destination, partial, size)
-            _send(connection, file.fileno(), partial, have, size, progress)
+            try:
+                _send(connection, file.fileno(), partial, have, size, program, progress)
+            except ssh_stream.NoConnection:
+                if not (program and connection.is_alive):
+                    raise
+                program = False  # ours still stands, and goes on
+                have = _prepared(connection, destination, partial, size)
+                continue
             printed = connection.run(FINISH, partial, destination, sha256, mode).decode()
             if the_digest_in(printed) == sha256:
                 return
@@ -260,6 +268,7 @@ def upload(
                     f"{connection.name}:{destination}: what arrived has another SHA-256 than "
                     f"{sha256}: {source} changed meanwhile"
                 )
+            have = 0  # the host has removed what was damaged
 
 
 def _prepared(connection: Connection, destination: str, partial: str, size: int) -> int:
@@ -287,13 +296,11 @@ def _send(
     partial: str,
     have: int,
     size: int,
+    program: bool,
     progress: Progress | None,
 ) -> None:
-    stream: ssh_stream.Push | sftp_stream.Push
-    if _by_program(connection, size - have):
-        stream = ssh_stream.Push(connection, partial, have, size, descriptor)
-    else:
-        stream = sftp_stream.Push(connection, partial, have, size, descriptor, SILENCE_SECONDS)
+    """Write what is missing of an open file to the partial file on the host."""
+    stream = _push(connection, partial, have, size, descriptor, program)
     try:
         done, moved = have, time.monotonic()
         while not stream.is_over():
@@ -309,6 +316,19 @@ def _send(
             progress(stream.done, size)
     finally:
         stream.stop()
+
+
+def _push(
+    connection: Connection, partial: str, have: int, size: int, descriptor: int, program: bool
+) -> ssh_stream.Push | sftp_stream.Push:
+    if not program:
+        try:
+            sure = max(0, have - sftp_stream.UNSURE_BYTES)
+            return sftp_stream.Push(connection, partial, sure, size, descriptor, SILENCE_SECONDS)
+        except sftp_stream.NoSftp:
+            if connection.settings.openssh() is None:
+                raise
+    return ssh_stream.Push(connection, partial, have, size, descriptor)
 
 
 @contextmanager
@@ -327,7 +347,7 @@ def _locked(path: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _need_space(destination: Path, partials: Path, size: int, missing: int) -> None:
+def need_space(destination: Path, partials: Path, size: int, missing: int) -> None:
     """Raise QuernError unless there is room where the bytes go."""
     needs = {partials: missing}
     if os.stat(partials).st_dev != os.stat(destination.parent).st_dev:

@@ -1,0 +1,1 @@
+"""What transfers cost beside scp, rsync and plain paramiko."""
