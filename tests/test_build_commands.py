@@ -105,7 +105,7 @@ def test_why_of_a_failure_and_of_a_task_that_has_not_run(tmp_path):
         'def task_t():\n    yield {"name": "bad", "actions": ["exit 4"]}\n'
         '    yield {"name": "never", "actions": ["true"]}\n',
     )
-    project.doit()
+    project.doit("--no-continue")
     assert "failed: command 'exit 4' ended with status 4" in project.built("why", "t:bad").out
     assert "it has not run here yet" in project.built("why", "t:never").out
     assert "now: would run because" in project.built("why", "t:bad").out
@@ -355,17 +355,20 @@ def task_below():
     return {"actions": ["true"], "file_dep": ["x"]}
 """
     project = BuildProject(tmp_path, later + below)
-    outcome = project.doit("--continue")
+    outcome = project.doit()
     assert outcome.status == 75
     assert "below: not run, because later:x failed" in outcome.err
     project.write("dodo.py", later + failing)
-    assert project.doit("--continue").status in (1, 2)
+    assert project.doit().status in (1, 2)
 
 
-def test_failures_leave_what_stands_and_go_on_with_continue(project):
+def test_failures_leave_what_stands_and_keep_no_other_task_from_running(project):
     dodo = project.read("dodo.py").replace("cat out/top > out/copy", "exit 9")
     project.write("dodo.py", dodo + 'def task_z():\n    return {"actions": ["echo z >> runs"]}\n')
-    outcome = project.doit("--continue")
+    outcome = project.doit("--no-continue")
+    assert outcome.ran == []
+    assert outcome.status == 1
+    outcome = project.doit()
     assert outcome.ran == ["z"]
     assert outcome.status == 1
     assert project.read("out/copy") == "one\ntwo\nthree\n"

@@ -283,7 +283,7 @@ def task_lazy():
 """,
         "def nothing(out):\n    pass\n",
     )
-    outcome = project.doit("--continue")
+    outcome = project.doit()
     assert outcome.status == 1
     assert "lazy:shell: its declared target out/never was not made" in outcome.err
     assert "lazy:recipe: its declared target out/neither was not made" in outcome.err

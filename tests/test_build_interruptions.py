@@ -483,7 +483,7 @@ def task_t():
 """,
         "import subprocess\ndef compile(out):\n    subprocess.run(['no-such-compiler'])\n",
     )
-    outcome = project.doit("--continue")
+    outcome = project.doit()
     lines = outcome.err.splitlines()
     assert len(lines) == 4 and outcome.out == ""
     assert all("no-such-compiler" in line for line in lines[:3])

@@ -12,7 +12,8 @@ import pytest
 
 from tasks.core.digest import DigestIndex
 from tasks.core.errors import QuernError
-from tasks.core.project import LOG_BYTES, LOGS_KEPT, Project, file_name
+from tasks.core.logs import LOG_BYTES, LOGS_KEPT
+from tasks.core.project import Project, file_name
 from tasks.core.state import State
 from tests.build_project import BuildProject
 

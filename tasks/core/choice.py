@@ -62,7 +62,7 @@ def settle_choices(project: Project, control: Any) -> None:
         if wish is None:
             continue
         subtasks = task.task_dep if task.has_subtask else [name]
-        models = sorted({subtask.partition(":")[2] for subtask in subtasks if ":" in subtask})
+        models = sorted({_model(subtask) for subtask in subtasks if ":" in subtask})
         actions = {
             model: recipe_action(control.tasks[f"fetch:{model}"])
             for model in models
@@ -119,3 +119,8 @@ def keep_choice(project: Project, model: str, choice: dict[str, Any] | None) -> 
         path.unlink(missing_ok=True)
     else:
         write_atomically(path, canonical_json(choice) + b"\n")
+
+
+def _model(task: str) -> str:
+    """The model a task is of: `deploy:dogs@edge` → dogs."""
+    return task.partition(":")[2].partition("@")[0]

@@ -210,11 +210,13 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
 class Host(Section, frozen=True):
     """A machine: `ssh` is how it is reached (an alias of ~/.ssh/config, user@host,
     ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
-    `programs`: where the native programs for it are built, `there` needs a compiler on the host.
+    `listen` is the address that its servers listen on. `programs`: where the native programs for it
+    are built; `there` needs a compiler on the host.
     """
 
     ssh: str | None = None
     root: str | None = None
+    listen: str = "127.0.0.1"
     programs: Literal["automatic", "here", "there"] = "automatic"
 
 
@@ -440,7 +442,13 @@ def _with_environment(value: Any, keys: list[str], tree: Any, path: str) -> Any:
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise _fault(path, tree, keys, f"environment variable {match[1]} is not set")
+            raise _fault(
+                path,
+                tree,
+                keys,
+                f"environment variable {match[1]} is not set; "
+                "export it or put it in .quern/environment",
+            )
         return os.environ[match[1]]
 
     return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", variable, value)

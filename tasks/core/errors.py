@@ -11,6 +11,10 @@ class TryAgainLater(QuernError):
     EX_TEMPFAIL of sysexits.h."""
 
 
+class Busy(TryAgainLater):
+    """Another run is at work on the same thing: nothing is wrong."""
+
+
 class LeftForLater(QuernError):
     """No fault: a source is still being written. What was there stays, the next run looks again."""
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import Busy, QuernError
 
 LEFTOVERS_SECONDS = 5.0
 
@@ -29,7 +29,7 @@ class ProjectLock:
     def acquire(self, wait_seconds: float = 0.0) -> None:
         """Take the lock, waiting at most `wait_seconds`.
 
-        Raises TryAgainLater, saying who holds it; QuernError when the folder can't be written.
+        Raises Busy, saying who holds it; QuernError when the folder can't be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class ProjectLock:
                 wait = wait_seconds if _is_alive(holder) else max(wait_seconds, LEFTOVERS_SECONDS)
                 if time.monotonic() - started >= wait:
                     os.close(descriptor)
-                    raise TryAgainLater(f"another doit is at work here: {_named(holder)}") from None
+                    raise Busy(f"another doit is at work here: {_named(holder)}") from None
                 time.sleep(0.05)
         holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.time()}
         try:

@@ -8,11 +8,9 @@ from typing import Any
 from tasks.core.digest import DigestIndex, digest_of_bytes
 from tasks.core.intermediates import Intermediates
 from tasks.core.lock import ProjectLock
+from tasks.core.logs import rotated
 from tasks.core.state import State
 from tasks.core.store import Store
-
-LOG_BYTES = 1 << 20
-LOGS_KEPT = 5
 
 
 class Project:
@@ -48,15 +46,7 @@ class Project:
 
     def open_log(self, task: str) -> Path:
         """The task's log, ready to be appended to: rotated when over 1 MiB, five kept."""
-        path = self.log_path(task)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > LOG_BYTES:
-            import logging.handlers  # slow to import, and seldom needed
-
-            handler = logging.handlers.RotatingFileHandler(path, backupCount=LOGS_KEPT)
-            handler.doRollover()
-            handler.close()
-        return path
+        return rotated(self.log_path(task))
 
     def close(self) -> None:
         """Save the digest index and close the database."""

@@ -16,7 +16,7 @@ from doit.exceptions import (
 )
 from doit.runner import MThreadRunner, Runner
 
-from tasks.core.errors import QuernError, in_one_line
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.lifeline import GuardedCommand
 from tasks.core.project import Project
 from tasks.core.reasons import Reason
@@ -32,8 +32,6 @@ class CommitEachTask:
     reporter: Any
     always_execute: bool
     final_result: int
-    continue_: bool
-    _stop_running: bool
 
     def begin(self, project: Project) -> None:
         """Note the start of the run, for `doit why`."""
@@ -41,7 +39,7 @@ class CommitEachTask:
         self.started: dict[str, float] = {}
         self.passing_faults = self.lasting_faults = 0
         self.tasks_are_stale = False
-        self.waiting: set[str] = set()  # failed for now, or because of one that did
+        self.waiting: set[str] = set()  # sources out of reach, and what follows them
         self.project = project
         self.run_number = 0
 
@@ -58,6 +56,9 @@ class CommitEachTask:
             runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
         except (InvalidTask, StateError):
             raise
+        except TryAgainLater as error:
+            self._handle_task_error(node, failed(error))
+            return False
         except Exception as error:  # a fault in the task's own `uptodate` or `inputs`
             self._handle_task_error(node, told(error))
             return False
@@ -159,18 +160,17 @@ class CommitEachTask:
             self._told_of(node.task, base_fail.message, aloud=False)
         if getattr(base_fail, "try_again_later", False):
             self.passing_faults += 1
-            self.waiting.add(node.task.name)
+            if action and action.recipe.watch:
+                self.waiting.add(node.task.name)
         elif not isinstance(base_fail, UnmetDependency):
             self.lasting_faults += 1
         elif all(dependency.task.name in self.waiting for dependency in node.bad_deps):
-            base_fail.silent = not self.continue_  # one line is enough, unless all are asked for
+            base_fail.silent = True  # that its source is out of reach is said once
             self.waiting.add(node.task.name)
-        result, stopping = self.final_result, self._stop_running
+        before = self.final_result
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
         if isinstance(base_fail, UnmetDependency):
-            self.final_result = result  # what it waited for has told
-        if node.task.name in self.waiting:
-            self._stop_running = stopping  # a host out of reach is no reason to leave out others
+            self.final_result = before  # what it waited for has told
         self._decide(node.task, "failed", base_fail.message)
 
     def _decide(self, task: Any, outcome: str, message: str) -> None:

@@ -8,6 +8,7 @@ from tasks.models.llama_cpp.files import library_file, server_files
 
 SERVER = "native/build/quern-server"
 HOLDER = "native/build/quern-holder"
+PLATFORM = "native/build/platform.json"
 CHAT_SERVER = "native/build/quern-chat"
 
 
@@ -16,11 +17,27 @@ def artifact(model: str, file: str) -> str:
     return f"weights/{model}/{file}"
 
 
-def release_files(model: str, classes: str) -> dict[str, str]:
-    """Role → path, for everything a release of `model` is made of."""
+def programs(host: str = "") -> dict[str, str]:
+    """Role → path of the classifiers' server and its holder, for this machine or for `host`."""
+    files = {"server": SERVER, "holder": HOLDER}
+    return {role: built_for(path, host) for role, path in files.items()}
+
+
+def built_for(path: str, host: str) -> str:
+    """Where the file that `path` is for this machine lies for `host`."""
+    return f"native/build/{host}/{path.rpartition('/')[2]}" if host else path
+
+
+def manifest_file(model: str, host: str = "") -> str:
+    """The release manifest of a model: for this machine, or for `host`, whose programs may be
+    others."""
+    return artifact(model, f"manifest@{host}.json" if host else "manifest.json")
+
+
+def release_files(model: str, classes: str, host: str = "") -> dict[str, str]:
+    """Role → path, for everything a release of `model` on this machine or on `host` is made of."""
     return {
-        "server": SERVER,
-        "holder": HOLDER,
+        **programs(host),
         "weights": artifact(model, "model_weights.bin"),
         "classes": classes,
         "golden": artifact(model, "golden.json"),

@@ -1,7 +1,9 @@
 """`doit`, `doit run`: bring what is asked for up to date, one run at a time."""
 
+import random
 import signal
 import sys
+import time
 from contextlib import nullcontext
 from types import FrameType
 from typing import Any
@@ -13,10 +15,16 @@ from doit.exceptions import InvalidCommand
 from doit.task import Stream
 
 from tasks.core.choice import settle_choices
-from tasks.core.commands.project_command import A_TASK_BROKE, TRY_AGAIN_LATER, ProjectCommand
-from tasks.core.errors import TryAgainLater
+from tasks.core.commands.project_command import (
+    A_TASK_BROKE,
+    COULD_NOT_START,
+    TRY_AGAIN_LATER,
+    ProjectCommand,
+)
+from tasks.core.errors import Busy
 from tasks.core.lifeline import end_all
 from tasks.core.reporter import JsonReporter, QuernReporter
+from tasks.core.run_log import RunLog
 from tasks.core.runner import SerialRunner, ThreadRunner
 from tasks.core.state import StateError
 
@@ -25,7 +33,8 @@ option_cron = {
     "long": "cron",
     "type": bool,
     "default": False,
-    "help": "for schedules: exit 0 when another run is at work",
+    "help": "for schedules: exit 0 when another run is at work, keep what is said in "
+    ".quern/logs/run.log",
 }
 option_wait = {
     "name": "wait",
@@ -33,6 +42,13 @@ option_wait = {
     "type": float,
     "default": 0.0,
     "help": "seconds to wait for another run to end [default: %(default)s]",
+}
+option_jitter = {
+    "name": "jitter",
+    "long": "jitter",
+    "type": float,
+    "default": 0.0,
+    "help": "seconds; start after a random part of them [default: %(default)s]",
 }
 option_json = {
     "name": "json",
@@ -42,8 +58,13 @@ option_json = {
     "help": "print what happens as JSON, an event a line",
 }
 
-DEFAULTS = {"reporter": "quern", "verbosity": 0}  # what a task prints is in its log
+DEFAULTS = {
+    "reporter": "quern",
+    "verbosity": 0,  # what a task prints is in its log
+    "continue": True,  # one model's failure doesn't keep another from going live
+}
 DROPPED_OPTIONS = ("par_type", "pdb")
+LONGEST_JITTER = 86400
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -68,6 +89,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
         ),
         option_cron,
         option_wait,
+        option_jitter,
         option_json,
     )
 
@@ -89,12 +111,33 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
     def execute(self, params: Any, args: list[str]) -> int:
         """Run with SIGTERM and SIGHUP ending it as Ctrl-C does."""
         self.wait_seconds = params["wait"]
-        self.cron = params["cron"]
+        self.run_log = RunLog() if params["cron"] else None
         for number in INTERRUPTING:
             # A cron or nohup that ignores one of them goes on doing so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
+        if self.run_log is None:
+            return self._start(params, args)
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(self.run_log.copy, streams)
+        if params["outfile"] is streams[0]:
+            params["outfile"] = sys.stdout
         try:
+            status = self._start(params, args)
+        finally:
+            sys.stdout, sys.stderr = streams
+        self.run_log.end(status)
+        return status
+
+    def _start(self, params: Any, args: list[str]) -> int:
+        if not 0 <= params["jitter"] <= LONGEST_JITTER:
+            sys.stderr.write(
+                f"--jitter {params['jitter']:g}: must be 0 to {LONGEST_JITTER} seconds\n"
+            )
+            return COULD_NOT_START
+        try:
+            if params["jitter"]:
+                time.sleep(random.uniform(0, params["jitter"]))
             return super().execute(params, args)
         except KeyboardInterrupt as interrupt:
             number = getattr(interrupt, "number", signal.SIGINT)
@@ -105,9 +148,10 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
     def _with_project(self, params: Any, args: list[str]) -> int:
         try:
             return super()._with_project(params, args)
-        except TryAgainLater as error:
-            if not self.cron:
+        except Busy as error:
+            if self.run_log is None:
                 raise
+            self.run_log.drop()
             sys.stdout.write(f"{error}\n")
             return 0
 
