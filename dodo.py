@@ -27,7 +27,7 @@ DOIT_CONFIG = {
         *("fetch", "graph", "weights"),
         *("llama", "merge", "convert", "imatrix", "quantize", "reference", "measure"),
         *("native", "release", "deploy", "drop"),
-    ]
+    ],
 }
 
 __all__ = [

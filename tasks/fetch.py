@@ -77,7 +77,7 @@ class SourceWatch:
         place = place_of(self.source, load_configuration(), project)
         patterns = [self.source.path] + ([glob.escape(choice["path"])] if choice else [])
         look = place.look(patterns, self.is_adapter, ranking_path(self.source))
-        picked = self._picked(look)
+        picked = self._picked(look, needed=choice is None)
         decision = _Decision(self, place, look, taken, picked)
         found = decision.chosen(choice) if choice else decision.automatic()
         remark = "; ".join(filter(None, [picked.remark, _left_alone(look)]))
@@ -120,7 +120,7 @@ class SourceWatch:
         verdict = self.examine(place, look, match)
         if verdict.fault:
             raise QuernError(f"{self._at(match.path)}: still being written: {verdict.fault}")
-        picked = self._picked(look) if look.matches[0] else Picked()
+        picked = self._picked(look, needed=False)
         answer = _answer(*picked.order[0]) if picked.order else None
         choice = {"path": match.path, "machine": self.source.machine, "answer": answer}
         keep_choice(project, self.model, choice)
@@ -136,15 +136,19 @@ class SourceWatch:
 
         return place.examine(match, look.now, fault)
 
-    def _picked(self, look: Look) -> Picked:
+    def _picked(self, look: Look, needed: bool) -> Picked:
         if not look.matches[0]:
+            if not needed:
+                return Picked()
             what = "directory" if self.is_adapter else "file"
             key = "adapter" if self.is_adapter else "checkpoint"
-            raise QuernError(
-                f"models.yaml: models.{self.model}.{key}.path: no {what} matches {self.source}; "
-                "train one (the example: doit train_example) or correct the path"
-                f"{'; ' + _left_alone(look) if look.left_alone else ''}"
-            )
+            hint = "" if self.source.machine else "train one (the example: doit train_example) or "
+            parts = [
+                f"models.yaml: models.{self.model}.{key}.path: no {what} matches {self.source}",
+                f"{hint}correct the path",
+                _left_alone(look),
+            ]
+            raise QuernError("; ".join(filter(None, parts)))
         base = os.getcwd() if self.source.machine is None else look.home
         return pick(self.source, look.matches[0], look.ranking, look.home, base)
 
@@ -196,14 +200,14 @@ class _Decision:
                 f"{self.watch._at(match.path)}: still being written ({verdict.fault}): "
                 "left for the next run"
             )
-            if self.taken is not None and self._is_ours(self.taken["path"]):
+            if self.taken is not None and self._is_ours(self.taken):
                 return self._stay(unfinished[0], aloud=True)
         raise LeftForLater(unfinished[0])
 
     def chosen(self, choice: dict[str, Any]) -> Found:
         """What was chosen on the command line, or what training has written since."""
         remark = ""
-        if _is_newer(self.order[0], choice["answer"]):
+        if self.order and _is_newer(self.order[0], choice["answer"]):
             _, match = self.order[0]
             verdict = self._examine(match)
             if not verdict.fault:
@@ -231,22 +235,23 @@ class _Decision:
         told = f"{self.watch._at(choice['path'])}, which was chosen: {verdict.fault}"
         if is_taken:
             return self._stay(f"{told}; what was taken of it stays")
+        if not there:
+            raise QuernError(f"{told}; doit fetch:{self.watch.model} --automatic ends the choice")
         raise LeftForLater(f"{told}: left for the next run")
 
     def _examine(self, match: Match) -> Verdict:
         return self.watch.examine(self.place, self.look, match)
 
-    def _is_ours(self, path: str) -> bool:
+    def _is_ours(self, taken: Fields) -> bool:
         """Whether what was taken came from this source as models.yaml has it now."""
-        assert self.taken is not None
         pattern = self.watch.source.path
         if self.place.connect is not None:
             relative = pattern.removeprefix("~/")
             pattern = relative if relative.startswith("/") else f"{self.look.home}/{relative}"
         else:
             pattern = os.path.expanduser(pattern)
-        same_machine = self.taken.get("host") == self.watch.source.machine
-        return same_machine and PurePosixPath(path).match(pattern)
+        same_machine = taken.get("host") == self.watch.source.machine
+        return same_machine and PurePosixPath(taken["path"]).match(pattern)
 
     def _is_lower(self, match: Match) -> bool:
         if self.watch.source.pick != "highest-cycle" or self.taken is None:
@@ -254,7 +259,7 @@ class _Decision:
         cycle, before = cycle_of(match.path), self.taken["cycle"]
         if cycle is None or before is None or cycle >= before:
             return False
-        return self._is_ours(self.taken["path"])
+        return self._is_ours(self.taken)
 
     def _take(self, match: Match, verdict: Verdict, remark: str = "") -> Found:
         fields: Fields = {

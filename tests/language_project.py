@@ -64,7 +64,9 @@ class LanguageProject:
         model = configuration["models"][MODEL]
         model["deploy"] = {"local": {"chat": self.port, "lmstudio": "lmstudio", "ollama": True}}
         for section, keys in changed.items():
-            model[section] = {**model.get(section, {}), **keys} if isinstance(keys, dict) else keys
+            before = model.get(section, {})
+            both = isinstance(keys, dict) and isinstance(before, dict)
+            model[section] = {**before, **keys} if both else keys
         target = self.root / "models.yaml"
         target.with_suffix(".partial").write_text(yaml.safe_dump(configuration))
         os.replace(target.with_suffix(".partial"), target)

@@ -47,7 +47,7 @@ def task_use():
         }
 """
 # What the scripts may use there, besides /bin/sh.
-PROGRAMS = ("stat", "find", "od", "head", "tail", "tr", "date")
+PROGRAMS = ("stat", "find", "od", "head", "tail", "tr", "date", "cat")
 
 
 def whole(text: str = "", size: int = 0) -> bytes:
@@ -107,10 +107,11 @@ class Training:
         """The digest programs that were run, in order."""
         return self.hashes.read_text().split() if self.hashes.exists() else []
 
-    def sessions(self) -> tuple[int, int]:
-        """Commands and SFTP sessions that were started by SSH so far."""
+    def counts(self) -> tuple[int, int]:
+        """Connections and sessions on them (a command, a transfer) by SSH so far: what moves files
+        has a connection of its own."""
         log = (self.machine.folder / "sshd.log").read_text()
-        return log.count("Starting session: command"), log.count("Starting session: subsystem")
+        return log.count("Accepted publickey"), log.count("Starting session: ")
 
 
 class SourceProject:

@@ -1,6 +1,7 @@
 """Which checkpoint of this machine is taken, and what is told of it; no host is involved."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_later_what_was_taken_stays_until_the_next_is_whole(project):
     assert (project.taken()["cycle"], project.data()) == (3, whole("b"))
 
 
+def test_the_best_of_a_ranking_is_taken(project):
+    for cycle in (2, 9, 13):
+        write(project, cycle, whole(str(cycle)))
+    names = {2: "checkpoints_cycle2", 9: str(project.root / "training/checkpoints_cycle9")}
+    ranking = [{"path": f"{names[c]}/best_model.pth", "score": c} for c in names]
+    (project.root / "training/ranking.json").write_text(json.dumps(ranking))
+    pick = ", pick: {best: {file: ranking.json, by: score}}}"
+    project.configure(dogs=PATTERN + pick).doit()
+    assert project.data() == whole("9")
+
+
 def test_when_nothing_is_whole_yet_nothing_is_done_and_it_is_no_fault(project):
     write(project, 1, whole("a")[:-1])
     told = project.doit()
@@ -114,3 +126,14 @@ def test_no_ssh_is_imported_where_no_host_is_involved(project):
         "print(status, sorted({'paramiko', 'torch'} & set(sys.modules)))"
     )
     assert project.python(script).endswith("0 []\n")
+
+
+@pytest.mark.parametrize("name", [b"new\nline", b"esc\x1b[2J", b"\xff\xfe"])
+def test_a_name_that_can_not_be_shown_is_left_alone(project, name):
+    write(project, 9, whole("9"))
+    folder = os.fsencode(project.root) + b"/training/checkpoints_cycle99" + name
+    os.mkdir(folder)
+    with open(folder + b"/best_model.pth", "wb") as file:
+        file.write(whole("evil"))
+    assert "left alone, for its name can't be shown: " in project.doit("fetch")
+    assert project.data() == whole("9")

@@ -54,6 +54,20 @@ def another_adapter(project: LanguageProject, factor: float) -> None:
     os.replace(temporary, path)
 
 
+def test_where_an_adapter_was_brought_from_is_in_the_release(project: LanguageProject):
+    project.configure(adapter={"path": f"examples/{MODEL}/adapter"})
+    ran = project.ran("release")
+    # Other paths, the same bytes: nothing is made again but what names them.
+    assert ran == {f"fetch:{MODEL}", f"merge:{MODEL}", f"release:{MODEL}"}
+    manifest = json.loads(weights(project, "manifest.json").read_bytes())
+    origin = manifest["checkpoint"]["adapter"]
+    assert (origin["path"], origin["cycle"]) == (f"examples/{MODEL}/adapter", None)
+    for file in origin["files"]:
+        path = project.root / origin["path"] / file["name"]
+        assert read_digests(path, sha256=True)[2] == file["sha256"]
+    assert project.doit("release") == ""
+
+
 def test_from_the_adapter_to_a_chat(project: LanguageProject):
     told = project.doit()
     assert f"deploy:{MODEL}" in told and "is live on" in told

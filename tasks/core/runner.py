@@ -32,8 +32,6 @@ class CommitEachTask:
     reporter: Any
     always_execute: bool
     final_result: int
-    continue_: bool
-    _stop_running: bool
 
     def begin(self, project: Project) -> None:
         """Note the start of the run, for `doit why`."""
@@ -41,7 +39,7 @@ class CommitEachTask:
         self.started: dict[str, float] = {}
         self.passing_faults = self.lasting_faults = 0
         self.tasks_are_stale = False
-        self.waiting: set[str] = set()  # failed for now, or because of one that did
+        self.waiting: set[str] = set()  # sources out of reach, and what follows them
         self.project = project
         self.run_number = 0
 
@@ -162,18 +160,17 @@ class CommitEachTask:
             self._told_of(node.task, base_fail.message, aloud=False)
         if getattr(base_fail, "try_again_later", False):
             self.passing_faults += 1
-            self.waiting.add(node.task.name)
+            if action and action.recipe.watch:
+                self.waiting.add(node.task.name)
         elif not isinstance(base_fail, UnmetDependency):
             self.lasting_faults += 1
         elif all(dependency.task.name in self.waiting for dependency in node.bad_deps):
-            base_fail.silent = not self.continue_  # one line is enough, unless all are asked for
+            base_fail.silent = True  # that its source is out of reach is said once
             self.waiting.add(node.task.name)
-        result, stopping = self.final_result, self._stop_running
+        before = self.final_result
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
         if isinstance(base_fail, UnmetDependency):
-            self.final_result = result  # what it waited for has told
-        if node.task.name in self.waiting:
-            self._stop_running = stopping  # a host out of reach is no reason to leave out others
+            self.final_result = before  # what it waited for has told
         self._decide(node.task, "failed", base_fail.message)
 
     def _decide(self, task: Any, outcome: str, message: str) -> None:

@@ -74,15 +74,20 @@ READ = (
 cd "$HOME" && cd "$1" || exit
 shift
 sha256() {
-  python3 -c 'import hashlib, sys
+  for program in python3 openssl sha256sum shasum; do
+    case $program in
+      python3) digest=$(python3 -c "$hashing" <"$1") ;;
+      openssl) digest=$(openssl dgst -sha256 -r <"$1") ;;
+      sha256sum) digest=$(sha256sum <"$1") ;;
+      shasum) digest=$(shasum -a 256 <"$1") ;;
+    esac 2>/dev/null && [ "${#digest}" -ge 64 ] && printf %s "$digest" && return
+  done
+}
+hashing='import hashlib, sys
 digest = hashlib.sha256()
 for block in iter(lambda: sys.stdin.buffer.read(1 << 20), b""):
     digest.update(block)
-print(digest.hexdigest())' <"$1" 2>/dev/null && return
-  openssl dgst -sha256 -r <"$1" 2>/dev/null && return
-  sha256sum <"$1" 2>/dev/null && return
-  shasum -a 256 <"$1" 2>/dev/null
-}
+print(digest.hexdigest())'
 hex() { od -An -v -tx1; }
 printf 'quern\0'
 for file do
@@ -199,7 +204,11 @@ def look(
             if folder is None or name is None or not stat:  # no stat: it is gone by now
                 continue
             if folder:
-                files.append(_seen(reply, name.removeprefix("./"), stat))
+                name = name.removeprefix("./")
+                if name.startswith("/") or ".." in name.split("/"):
+                    raise reply.fault()
+                files.append(_seen(reply, name, stat))
+                files.sort(key=lambda file: file.name)
             else:
                 path = _absolute(name, seen.home)
                 seen.matches[-1].append(Match(path, [_seen(reply, "", stat)]))
@@ -230,14 +239,17 @@ def read(connection: "Connection", match: Match, names: Sequence[str]) -> dict[s
                 f"{connection.name}: {match.path}: no SHA-256 of it can be made there; "
                 "one of python3, openssl, sha256sum and shasum is needed, and leave to read it"
             )
-        found[name] = Read(
-            seen=_seen(reply, name, after),
-            sha256=sha256,
-            head=bytes.fromhex(head.decode()),
-            tail=bytes.fromhex(tail.decode()),
-            steady=before == after,
-            now=float(now),
-        )
+        try:
+            found[name] = Read(
+                seen=_seen(reply, name, after),
+                sha256=sha256,
+                head=bytes.fromhex(head.decode()),
+                tail=bytes.fromhex(tail.decode()),
+                steady=before == after,
+                now=float(now),
+            )
+        except ValueError:
+            raise reply.fault() from None
     return found
 
 
@@ -282,20 +294,22 @@ def _seen(reply: _Reply, name: str, stat: bytes) -> Seen:
 
 
 def _name(raw: bytes, seen: Look) -> str | None:
-    """A name from the other side; one that can't be shown or could lead elsewhere is left alone."""
-    try:
-        name = raw.decode()
-    except UnicodeDecodeError:
-        name = ""
-    hidden = any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
-    if not name or hidden or ".." in name.split("/"):
-        seen.left_alone.append(ascii(raw)[1:].strip("'\""))
-        return None
-    return name
+    """A name from the other side; one that can't be shown is left alone."""
+    name = raw.decode("utf-8", "surrogateescape")
+    if can_be_shown(name):
+        return name
+    seen.left_alone.append(ascii(name).strip("'\""))
+    return None
+
+
+def can_be_shown(name: str) -> bool:
+    """Whether a name is UTF-8 without control characters and line ends."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
 
 
 def _absolute(name: str, home: str) -> str:
-    return name if name.startswith("/") else f"{home.rstrip('/')}/{name.removeprefix('./')}"
+    path = name if name.startswith("/") else f"{home.rstrip('/')}/{name.removeprefix('./')}"
+    return path.rstrip("/")
 
 
 def _from_home(path: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tasks.core.digest import DigestIndex, files_below, signature_of
 from tasks.core.errors import QuernError
-from tasks.hosts.looking import RANKING_BYTES, TAIL_BYTES, Look, Match, Read, Seen
+from tasks.hosts.looking import RANKING_BYTES, TAIL_BYTES, Look, Match, Read, Seen, can_be_shown
 
 
 def look(patterns: Sequence[str], directories: bool = False, ranking: str = "") -> Look:
@@ -19,8 +19,10 @@ def look(patterns: Sequence[str], directories: bool = False, ranking: str = "") 
     for pattern in patterns:
         matches = []
         for path in sorted(glob.glob(os.path.expanduser(pattern))):
-            if directories and os.path.isdir(path):
-                matches.append(Match(path, _files_of(path)))
+            if not can_be_shown(path):
+                seen.left_alone.append(ascii(path).strip("'\""))
+            elif directories and os.path.isdir(path):
+                matches.append(Match(path.rstrip("/"), _files_of(path, seen)))
             elif not directories and os.path.isfile(path):
                 matches.append(Match(path, [_seen(path, "")]))
         seen.matches.append(matches)
@@ -60,16 +62,20 @@ def read(index: DigestIndex, match: Match, names: Sequence[str]) -> dict[str, Re
     return found
 
 
-def _files_of(directory: str) -> list[Seen]:
+def _files_of(directory: str, seen: Look) -> list[Seen]:
     """The files below, without hidden ones, links and training's own checkpoints."""
     found = []
     for path in files_below(directory):
         name = os.path.relpath(path, directory)
         folders = name.split(os.sep)[:-1]
         regular = stat.S_ISREG(os.lstat(path).st_mode)
-        if regular and not any(folder.startswith("checkpoint-") for folder in folders):
+        if not regular or any(folder.startswith("checkpoint-") for folder in folders):
+            continue
+        if can_be_shown(name):
             found.append(_seen(path, name))
-    return found
+        else:
+            seen.left_alone.append(ascii(name).strip("'\""))
+    return sorted(found, key=lambda file: file.name)
 
 
 def _seen(path: str, name: str) -> Seen:
