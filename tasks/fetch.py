@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.core.action import progress
+from tasks.core.action import announce, progress
 from tasks.core.atomic import write_atomically
 from tasks.core.configuration import CheckpointSource, load_configuration
 from tasks.core.digest import canonical_json
@@ -79,3 +79,4 @@ def fetch(source: str, checkpoint: str, origin: str) -> None:
         "sha256": digest.hexdigest(),
     }
     write_atomically(Path(origin), canonical_json(details) + b"\n")
+    announce("new checkpoint", source)

@@ -18,7 +18,7 @@ from doit.action import BaseAction
 from doit.exceptions import BaseFail, TaskFailed
 
 from tasks.core.child import call_in_child
-from tasks.core.errors import QuernError, TryAgainLater, in_one_line
+from tasks.core.errors import Busy, QuernError, TryAgainLater, in_one_line
 from tasks.core.store import Artifact, recipe_key
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
                 recipe.function,
                 {**self.inputs, **paths, **recipe.parameters},
                 project.open_log(self.task.name),
-                lambda event: project.event(self.task.name, event),
+                lambda event: project.hear(self.task.name, event),
             )
             for role, path in paths.items():
                 if not os.path.lexists(path):
@@ -226,4 +226,5 @@ def failed(error: QuernError | OSError) -> BaseFail:
     """The error as doit's failure; a passing fault keeps its mark for the exit status."""
     failure = TaskFailed(in_one_line(error))
     failure.try_again_later = isinstance(error, TryAgainLater)
+    failure.busy = isinstance(error, Busy)
     return failure

@@ -3,6 +3,7 @@
 `select_task` and `process_task_result` run in the main thread in both runners.
 """
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -22,6 +23,8 @@ from tasks.core.project import Project
 from tasks.core.reasons import Reason
 from tasks.core.recipe import FunctionAction, RecipeAction, failed
 from tasks.core.records import Records, recipe_action
+from tasks.core.report import Fault, Report
+from tasks.core.reporter import failure_in_one_line
 from tasks.core.state import StateError
 
 
@@ -37,7 +40,8 @@ class CommitEachTask:
         """Note the start of the run, for `doit why`."""
         self.up_to_date: list[str] = []
         self.started: dict[str, float] = {}
-        self.passing_faults = self.lasting_faults = 0
+        self.report = Report(announcements=project.announcements)
+        self.not_done: list[Any] = []
         self.project = project
         self.run_number = 0
 
@@ -59,6 +63,7 @@ class CommitEachTask:
             return False
         if node.run_status == "up-to-date" and node.task._actions:
             self.up_to_date.append(node.task.name)
+            self.report.well.add(node.task.name)
         if runs and node.task._actions:
             self._prepare(node.task)
             self.dep_manager.mark_running(node.task)
@@ -96,6 +101,7 @@ class CommitEachTask:
         if base_fail is None and task._actions:
             action = recipe_action(task)
             self._decide(task, action.outcome if action else "ran", "")
+            self.report.well.add(task.name)
 
     def _unsound(self, task: Any) -> Any:
         missing = self.dep_manager.missing_targets(task)
@@ -114,10 +120,12 @@ class CommitEachTask:
             judgement = self.dep_manager.judgement(node.task)
             base_fail.message = judgement.error or base_fail.message
             base_fail.try_again_later = judgement.try_again_later
-        if getattr(base_fail, "try_again_later", False):
-            self.passing_faults += 1
-        elif not isinstance(base_fail, UnmetDependency):
-            self.lasting_faults += 1
+        self.not_done.append(node.task)
+        if not isinstance(base_fail, UnmetDependency):
+            passing = bool(getattr(base_fail, "try_again_later", False))
+            busy = bool(getattr(base_fail, "busy", False))
+            text = failure_in_one_line(base_fail)
+            self.report.faults.append(Fault(node.task.name, text, passing, busy))
         before = self.final_result
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
         if isinstance(base_fail, UnmetDependency):
@@ -144,7 +152,17 @@ class CommitEachTask:
     @property
     def only_passing_faults(self) -> bool:
         """Whether trying again later is all there is to do."""
-        return self.passing_faults > 0 and self.lasting_faults == 0
+        return bool(self.report.faults) and all(fault.passing for fault in self.report.faults)
+
+    def stands(self) -> list[str]:
+        """What tasks that failed, or never got their turn, say is still as it was before."""
+        said: list[str] = []
+        for task in self.not_done:
+            stands = (task.meta or {}).get("stands")
+            if stands is not None:
+                with contextlib.suppress(QuernError, OSError):  # a host may be out of reach
+                    said += stands()
+        return said
 
     def end(self) -> None:
         """Note the end of the run and what was up to date in it."""

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,8 +21,10 @@ from tasks.core.commands.project_command import (
     TRY_AGAIN_LATER,
     ProjectCommand,
 )
-from tasks.core.errors import Busy
+from tasks.core.configuration import configuration_file, load_configuration
+from tasks.core.errors import Busy, in_one_line
 from tasks.core.lifeline import end_all
+from tasks.core.report import Fault
 from tasks.core.reporter import JsonReporter, QuernReporter
 from tasks.core.run_log import RunLog
 from tasks.core.runner import SerialRunner, ThreadRunner
@@ -63,6 +66,7 @@ DEFAULTS = {
     "continue": True,  # one model's failure doesn't keep another from going live
 }
 DROPPED_OPTIONS = ("par_type", "pdb")
+THE_RUN = "doit"  # in messages, where no task is to blame
 LONGEST_JITTER = 86400
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -197,14 +201,40 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
             try:
                 status: int = runner.run_all(self.control.task_dispatcher())
                 runner.end()
+                runner.report.well.add(THE_RUN)
+                self._notify(runner)
             except StateError as error:
                 sys.stderr.write(f"{error}\n")
+                runner.report.faults.append(Fault(THE_RUN, str(error)))
+                self._notify(runner)
                 return A_TASK_BROKE
+            except KeyboardInterrupt:
+                self._notify(runner, deliver=False)
+                raise
             finally:
                 end_all()
                 if isinstance(reporting, QuernReporter):
                     reporting.end_bars()
             return TRY_AGAIN_LATER if status and runner.only_passing_faults else status
+
+    def _notify(self, runner: Any, deliver: bool = True) -> None:
+        """Tell models.yaml's `notify` what is new; what goes wrong with that fails no run."""
+        try:
+            if not Path(configuration_file()).exists():
+                return
+            addresses = load_configuration().notify
+            if not addresses:
+                return
+            from tasks.core.notifications import Notifications
+
+            runner.report.known = {*self.control.tasks, THE_RUN}
+            runner.report.stands = runner.stands
+            notifications = Notifications(self.project.root, addresses)
+            notifications.learn(runner.report)
+            for line in notifications.deliver() if deliver else []:
+                sys.stderr.write(f"{line}\n")
+        except Exception as error:
+            sys.stderr.write(f"notify: {in_one_line(error)}\n")
 
     def _drop_dependencies(self) -> None:
         for name in self.control.selected_tasks:
