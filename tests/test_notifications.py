@@ -2,20 +2,19 @@
 
 import json
 import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tasks.core.apprise_sender import redacted, send
+from tasks.core.child import call_in_child
+from tasks.core.errors import QuernError
+from tasks.core.lifeline import end_all
 from tasks.core.notifications import KEPT_MESSAGES, MEMORY, masked
 from tests.build_project import BuildProject, Outcome
-
-SECRETS = ("us3rname", "pa55word", "t0ken-in-the-path")
+from tests.receiver import SECRETS, address_of, free_port
 
 FAILING = """
 from tasks.core.errors import Busy, QuernError, TryAgainLater
@@ -36,78 +35,6 @@ def task_dogs():
 def task_cats():
     return {"actions": [FunctionAction(check)]}
 """
-
-
-class Receiver:
-    """An HTTP server that keeps what it is sent; it may refuse, or never answer."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.messages: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.status = 200
-        self.hangs = False
-        self.ended = threading.Event()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                data = self.rfile.read(int(self.headers["Content-Length"]))
-                if receiver.hangs:
-                    receiver.ended.wait(120)
-                    return
-                receiver.paths.append(self.path)
-                if receiver.status == 200:
-                    receiver.messages.append(json.loads(data))
-                self.send_response(receiver.status)
-                self.end_headers()
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return address_of(self.server.server_port)
-
-    def texts(self) -> list[str]:
-        return [message["message"] for message in self.messages]
-
-    def close(self) -> None:
-        self.ended.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def address_of(port: int) -> str:
-    user, password, path = SECRETS
-    return f"json://{user}:{password}@127.0.0.1:{port}/{path}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def receivers() -> Iterator[Callable[..., Receiver]]:
-    started: list[Receiver] = []
-
-    def start(port: int = 0) -> Receiver:
-        started.append(Receiver(port))
-        return started[-1]
-
-    yield start
-    for receiver in started:
-        receiver.close()
-
-
-@pytest.fixture
-def receiver(receivers: Callable[..., Receiver]) -> Receiver:
-    return receivers()
 
 
 class Watched(BuildProject):
@@ -478,6 +405,14 @@ def test_without_apprise_one_line_says_what_to_do(tmp_path, receiver, monkeypatc
         assert project.doit("notify", "--test").status == 3
     project.run()
     assert receiver.texts() == ["deployed: dogs: Cycle 8 is live"]
+
+
+def test_a_child_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work.py").write_text("import time\ndef sleep():\n    time.sleep(600)\n")
+    with pytest.raises(QuernError, match="took too long"):
+        call_in_child("work:sleep", {}, tmp_path / "log", print, limit_seconds=1)
+    end_all()
 
 
 # ---- addresses -----------------------------------------------------------------------------------

@@ -129,6 +129,6 @@ def _is_due(moment: float, every: int) -> bool:
 
 def _is_cron(path: Path) -> bool:
     try:
-        return path.read_text().strip() in ("cron", "crond", "fcron", "busybox")
+        return path.read_text().strip() in ("cron", "crond", "fcron")
     except OSError:
         return False
