@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
+from tasks.core.environment import configuration_file as configuration_file
 from tasks.core.errors import QuernError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -198,11 +199,6 @@ class Configuration(Section, frozen=True):
     def language_models(self) -> dict[str, LanguageModel]:
         """The models of kind llm, by name."""
         return {n: m for n, m in self.models.items() if isinstance(m, LanguageModel)}
-
-
-def configuration_file() -> str:
-    """The file that says what to build: `QUERN_MODELS`, by default models.yaml."""
-    return os.environ.get("QUERN_MODELS") or "models.yaml"
 
 
 @lru_cache

@@ -21,7 +21,7 @@ from tasks.core.commands.project_command import (
     TRY_AGAIN_LATER,
     ProjectCommand,
 )
-from tasks.core.configuration import configuration_file, load_configuration
+from tasks.core.environment import configuration_file
 from tasks.core.errors import Busy, in_one_line
 from tasks.core.lifeline import end_all
 from tasks.core.report import Fault
@@ -222,6 +222,8 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
         try:
             if not Path(configuration_file()).exists():
                 return
+            from tasks.core.configuration import load_configuration
+
             addresses = load_configuration().notify
             if not addresses:
                 return
