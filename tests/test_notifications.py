@@ -231,6 +231,20 @@ def task_sleep():
     assert receiver.texts() == ["deployed: dogs: Cycle 8 is live"]
 
 
+def test_a_run_that_can_record_nothing_is_told(tmp_path, receiver):
+    project = Watched(tmp_path, receiver.address)
+    lose = "import sqlite3; sqlite3.connect('.quern/state.db').execute('drop table task')"
+    project.write(
+        "dodo.py", f'def task_t():\n    return {{"actions": [["python3", "-c", {lose!r}]]}}\n'
+    )
+    project.run(status=2)
+    (text,) = receiver.texts()
+    assert text.startswith("failed: doit: ") and "state.db: can't be written" in text
+    project.write("dodo.py", FAILING)
+    project.run()
+    assert receiver.texts()[1].startswith("recovered: doit, after ")
+
+
 def test_a_long_story_is_cut(tmp_path, receiver):
     dodo = """
 from tasks.core.errors import QuernError

@@ -251,6 +251,14 @@ def test_a_path_that_no_schedule_can_hold_is_refused(tmp_path):
     assert read_crontab() == SOMEBODYS
 
 
+def test_a_line_too_long_for_cron_is_refused_by_crontab_itself(project, monkeypatch):
+    monkeypatch.setenv("QUERN_MODELS", "x" * 1200)
+    outcome = project.doit("schedule", "install", "--by", "crontab")
+    assert outcome.status == 3 and len(outcome.text.splitlines()) == 1
+    assert outcome.err.startswith("crontab -: ")
+    assert own_lines(project) == []
+
+
 def test_what_would_not_start_without_the_shell_s_variables_is_not_installed(project, monkeypatch):
     project.write("dodo.py", 'import os\nos.environ["TOKEN"]\n' + project.read("dodo.py"))
     monkeypatch.setenv("TOKEN", "secret-of-the-shell")

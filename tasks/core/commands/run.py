@@ -199,23 +199,27 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                 runner = SerialRunner(*arguments)
             runner.begin(self.project)
             try:
-                status: int = runner.run_all(self.control.task_dispatcher())
-                runner.end()
-                runner.report.well.add(THE_RUN)
+                status = self._run_all(runner)
                 self._notify(runner)
-            except StateError as error:
-                sys.stderr.write(f"{error}\n")
-                runner.report.faults.append(Fault(THE_RUN, str(error)))
-                self._notify(runner)
-                return A_TASK_BROKE
-            except KeyboardInterrupt:
-                self._notify(runner, deliver=False)
-                raise
             finally:
                 end_all()
                 if isinstance(reporting, QuernReporter):
                     reporting.end_bars()
             return TRY_AGAIN_LATER if status and runner.only_passing_faults else status
+
+    def _run_all(self, runner: Any) -> int:
+        try:
+            status: int = runner.run_all(self.control.task_dispatcher())
+            runner.end()
+        except StateError as error:
+            sys.stderr.write(f"{error}\n")
+            runner.report.faults.append(Fault(THE_RUN, str(error)))
+            return A_TASK_BROKE
+        except KeyboardInterrupt:
+            self._notify(runner, deliver=False)
+            raise
+        runner.report.well.add(THE_RUN)
+        return status
 
     def _notify(self, runner: Any, deliver: bool = True) -> None:
         """Tell models.yaml's `notify` what is new; what goes wrong with that fails no run."""
