@@ -17,7 +17,7 @@ class Notify(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
 
     name = "notify"
     doc_purpose = "send a test message to each address of models.yaml's notify"
-    doc_usage = ""
+    doc_usage = "--test"
     doc_description = None
     cmd_options = (
         {

@@ -15,7 +15,7 @@ def configuration_file() -> str:
     return os.environ.get("QUERN_MODELS") or "models.yaml"
 
 
-def load_environment(path: Path = FILE) -> None:
+def load_environment(path: Path) -> None:
     """Set what the file's NAME=value lines name and the environment lacks.
 
     Raises QuernError, which never shows a value: they may be secrets.
