@@ -17,16 +17,17 @@ from tasks.evaluate import task_evaluate, task_measure, task_reference
 # Both: programs, releases, live servers
 from tasks.native import task_native
 from tasks.release import task_release
-from tasks.deploy import task_deploy
+from tasks.deploy import side_by_side, task_deploy
 from tasks.drop import task_drop
 from tasks.train import task_train_example, task_train_language_example
 
 DOIT_CONFIG = {
+    "num_process": side_by_side(),
     "default_tasks": [
         *("fetch", "graph", "weights"),
         *("llama", "merge", "convert", "imatrix", "quantize", "reference", "measure"),
         *("native", "release", "deploy", "drop"),
-    ]
+    ],
 }
 
 __all__ = [

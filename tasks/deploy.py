@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from doit.globals import Globals
-
+from tasks.core.choice import OPTIONS
 from tasks.core.configuration import Classifier, LanguageModel, load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
@@ -19,55 +18,96 @@ from tasks.hosts.channels import (
     deployment_of,
     host_of,
     in_words,
-    installed_files,
+    platform_known,
     wanted_release,
 )
-from tasks.hosts.deployment import Deployment
+from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.marks import Marks
 from tasks.hosts.releases import Release, prune
 from tasks.models.label import percent
-from tasks.models.layout import artifact, language_release_files, release_files
+from tasks.models.layout import (
+    language_release_files,
+    manifest_file,
+    release_files,
+)
+
+PARAMETERS = [
+    *OPTIONS,
+    {
+        "name": "retry",
+        "long": "retry",
+        "type": bool,
+        "default": False,
+        "help": "try a release again that failed its probe or was rolled back",
+    },
+]
 
 
 def task_deploy() -> Iterator[dict[str, Any]]:
-    """Make each model's release live where models.yaml says, proved by its golden set."""
+    """Make each model's release live where models.yaml says, proved by its golden set.
+
+    `deploy:MODEL` is the task itself where there is one host, else a group of one task a host.
+    """
     configuration = load_configuration()
+    yield {"name": None, "doc": task_deploy.__doc__, "params": OPTIONS}
     for name, model in configuration.models.items():
         channels = channels_of(model, configuration)
-        if not channels:
-            continue
-        if isinstance(model, Classifier):
-            files, keep, probes = release_files(name, model.classes), 0, model.probes or ""
-        else:
-            files, keep, probes = language_release_files(name, model), keep_of(model), ""
-        manifest = artifact(name, "manifest.json")
-        where = ", ".join(in_words(channel) for channel in channels)
-        yield {
-            "name": name,
-            "doc": f"Make the release of {name} live: {where}.",
-            "actions": [
-                FunctionAction(
-                    deploy,
-                    manifest=manifest,
-                    files=files,
-                    channels=channels,
-                    probes=probes,
-                    keep=keep,
-                )
-            ],
-            "file_dep": [manifest, *files.values()],
-            "uptodate": [Live(manifest, channels)],
-            "meta": {"stands": partial(stands, name, channels)},
-            "params": [
-                {
-                    "name": "retry",
-                    "long": "retry",
-                    "type": bool,
-                    "default": False,
-                    "help": "try a release again that failed its probe or was rolled back",
-                }
-            ],
-        }
+        hosts = list(dict.fromkeys(channel["host"] for channel in channels))
+        names = {host: name if len(hosts) == 1 else f"{name}@{host}" for host in hosts}
+        if len(hosts) > 1:
+            yield {
+                "name": name,
+                "doc": f"Make the release of {name} live on {', '.join(hosts)}.",
+                "actions": None,
+                "task_dep": [f"deploy:{task}" for task in names.values()],
+                "params": OPTIONS,
+            }
+        for host, task in names.items():
+            there = [channel for channel in channels if channel["host"] == host]
+            yield {"name": task, **deploy_to(name, model, there)}
+
+
+def side_by_side() -> int:
+    """How many tasks run side by side: as many as there are machines to deploy to over SSH, 0 (one
+    after the other) where there is one or none."""
+    configuration = load_configuration()
+    hosts = {
+        host
+        for model in configuration.models.values()
+        for host in model.deploy
+        if host in configuration.hosts and configuration.hosts[host].ssh
+    }
+    return len(hosts) if len(hosts) > 1 else 0
+
+
+def deploy_to(
+    name: str, model: Classifier | LanguageModel, channels: list[Channel]
+) -> dict[str, Any]:
+    """The task that makes the release of `name` live in the channels of one host."""
+    if isinstance(model, Classifier):
+        host = channels[0]["host"] if channels[0]["ssh"] else ""
+        files = release_files(name, model.classes, host)
+        manifest, keep, probes = manifest_file(name, host), 0, model.probes or ""
+    else:
+        files, manifest = language_release_files(name, model), manifest_file(name)
+        keep, probes = keep_of(model), ""
+    return {
+        "doc": f"Make the release of {name} live: {', '.join(map(in_words, channels))}.",
+        "actions": [
+            FunctionAction(
+                deploy,
+                manifest=manifest,
+                files=files,
+                channels=channels,
+                probes=probes,
+                keep=keep,
+            )
+        ],
+        "file_dep": [manifest, *files.values()],
+        "uptodate": [Live(manifest, channels)],
+        "meta": {"stands": partial(stands, name, channels)},
+        "params": PARAMETERS,
+    }
 
 
 def keep_of(model: LanguageModel) -> int:
@@ -84,29 +124,30 @@ def deploy(
     probes: str,
     keep: int,
     retry: bool = False,
+    **choice: Any,
 ) -> None:
-    """Make the release of `manifest` live in every channel; of earlier ones, keep `keep` (0: all).
-
-    Raises QuernError.
+    """Make the release of `manifest` live in every channel of one host; of earlier ones, keep
+    `keep` (0: all). The options of a `choice` were seen to before the run. Raises QuernError.
     """
     release = Release.read(Path(manifest))
-    for channel in channels:
-        host = host_of(project.root, channel)
-        with host.lock(host.root / release.model / "lock"):
+    host = host_of(project.root, channels[0])
+    with host.lock(host.root / release.model / "lock"):
+        for channel in channels:
             start = time.monotonic()
             wanted = release if retry else wanted_release(host, channel, release)
             deployment = deployment_of(host, channel, wanted)
-            deployment.make_live(
-                files if wanted is release else installed_files(host, wanted), retry
-            )
+            try:
+                deployment.make_live(files if wanted is release else {}, retry)
+            except OtherPlatform as error:
+                platform_known(host.name).unlink(missing_ok=True)
+                raise QuernError(f"{error}; run doit again, which asks it anew") from None
             seconds = time.monotonic() - start
-            project.announce(
-                task, "deployed", f"{in_short(wanted, channel)}, after {seconds:.1f} s"
-            )
+            told = f"{in_short(wanted, channel)}, after {seconds:.1f} s"
+            project.announce(task, "deployed", told)
             image = next(iter(sorted(glob.glob(probes))), "IMAGE")
             project.event(task, {"note": deployment.told.replace("IMAGE", image)})
-            if keep:
-                prune(host, release.model, keep)
+        if keep:
+            prune(host, release.model, keep)
 
 
 def in_short(release: Release, channel: Channel) -> str:
@@ -122,7 +163,7 @@ def stands(model: str, channels: list[Channel]) -> list[str]:
     for channel in channels:
         host = host_of(Path.cwd(), channel)
         link = host.link_target(host.root / model / channel["channel"] / "current")
-        live = Release.read(link / "manifest.json").name if link else "nothing yet"
+        live = Release.on(host, link).name if link else "nothing yet"
         told.append(f"{model}: {in_words(channel)} still serves {live}")
     return told
 
@@ -154,7 +195,4 @@ class Live:
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:
         host = host_of(Path.cwd(), channel)
-        deployment = deployment_of(host, channel, wanted_release(host, channel, release))
-        if isinstance(deployment, Deployment):
-            return deployment.drift()
-        return deployment.drift(Globals.dep_manager.project.index.digest)
+        return deployment_of(host, channel, wanted_release(host, channel, release)).drift()

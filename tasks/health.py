@@ -88,18 +88,18 @@ def channel_findings(
     limits: Health,
 ) -> list[health.Finding]:
     """What is found of one channel; nothing more is asked where nothing was deployed."""
-    host = host_of(project.root, channel)
+    host = host_of(project.root, channel, project.index.digest)
     release = health.live_release(host, name, channel)
     if release is None:
         text = f"nothing was deployed to {channel['channel']} yet: doit deploy:{name}"
         return [health.Finding("release", health.UNHEALTHY, text)]
-    found = health.file_findings(host, name, channel, release, project.index.digest)
+    found = health.file_findings(host, name, channel, release)
     if "port" not in channel:
         return found
-    found += health.api_findings(channel, release, limits.max_latency_ms)
+    found += health.api_findings(host, channel, release, limits.max_latency_ms)
     if isinstance(model, LanguageModel) and found[-1].level != health.UNHEALTHY:
         found += health.answer_findings(
-            channel, limits.prompts, limits.min_length, limits.min_tokens_per_second
+            host, channel, limits.prompts, limits.min_length, limits.min_tokens_per_second
         )
     return found
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.action import note
-from tasks.core.configuration import load_configuration
+from tasks.core.configuration import Source, load_configuration
 from tasks.core.recipe import Recipe
 from tasks.core.tools import package_version
 from tasks.models.hugging_face import adapter_inputs, base_inputs
-from tasks.models.layout import merged_files
+from tasks.models.layout import adapter_folder, merged_files
 
 
 def task_merge() -> Iterator[dict[str, Any]]:
     """Merge each language model's adapter into its base."""
     for name, model in load_configuration().language_models().items():
-        if model.adapter is None:
+        adapter = adapter_folder(name, model)
+        if adapter is None:
             continue
         tools = ["torch", "transformers", "peft"]
         if model.merge.tool == "unsloth":
@@ -26,13 +27,17 @@ def task_merge() -> Iterator[dict[str, Any]]:
             name="merge",
             version=1,
             function="tasks.merge:merge",
-            inputs={"base": base_inputs(model.base), "adapter": adapter_inputs(model.adapter)},
-            outputs=merged_files(name, model.base, model.adapter),
+            inputs={"base": base_inputs(model.base), "adapter": adapter_inputs(adapter)},
+            outputs=merged_files(name, model.base, adapter),
             parameters={"tool": model.merge.tool, "base_name": model.merge.base_name},
             tools={tool: package_version(tool) for tool in tools},
             large=True,
             drop=model.merge.drop,
-        ).task(name, f"Merge the adapter of {name} into its base.")
+        ).task(
+            name,
+            f"Merge the adapter of {name} into its base.",
+            task_dep=[f"fetch:{name}"] if isinstance(model.adapter, Source) else [],
+        )
 
 
 def merge(

@@ -2,18 +2,23 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tasks.core.atomic import write_atomically
-from tasks.core.configuration import LanguageModel, load_configuration
+from tasks.core.configuration import LanguageModel, Source, load_configuration
 from tasks.core.digest import canonical_json, read_digests
 from tasks.core.recipe import Recipe
+from tasks.hosts.host import Platform, glibc_needed
 from tasks.models.layout import (
+    PLATFORM,
     artifact,
+    built_for,
     language_release_files,
+    manifest_file,
     primary_format,
     release_files,
 )
@@ -21,20 +26,29 @@ from tasks.models.layout import (
 
 def task_release() -> Iterator[dict[str, Any]]:
     """Write each model's release manifest: role → digest."""
-    for name, model in load_configuration().classifiers().items():
-        yield Recipe(
-            name="release",
-            version=2,
-            function="tasks.release:write_manifest",
-            inputs={
-                **release_files(name, model.classes),
-                "origin": artifact(name, "checkpoint.json"),
-                "details": artifact(name, "details.json"),
-            },
-            outputs={"manifest": artifact(name, "manifest.json")},
-            parameters={"model": name},
-        ).task(name, f"Write the release manifest of {name}.")
-    for name, language_model in load_configuration().language_models().items():
+    configuration = load_configuration()
+    for name, model in configuration.classifiers().items():
+        remote = [
+            h for h in model.deploy if h in configuration.hosts and configuration.hosts[h].ssh
+        ]
+        for host in ["", *remote]:
+            yield Recipe(
+                name="release",
+                version=3,
+                function="tasks.release:write_manifest",
+                inputs={
+                    **release_files(name, model.classes, host),
+                    "origin": artifact(name, "checkpoint.json"),
+                    "details": artifact(name, "details.json"),
+                    "platform": built_for(PLATFORM, host),
+                },
+                outputs={"manifest": manifest_file(name, host)},
+                parameters={"model": name},
+            ).task(
+                f"{name}@{host}" if host else name,
+                f"Write the release manifest of {name}{f' for {host}' if host else ''}.",
+            )
+    for name, language_model in configuration.language_models().items():
         yield language_release(name, language_model)
 
 
@@ -42,17 +56,21 @@ def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
     """The release of a language model: its primary format, with how it is to be talked to."""
     primary = primary_format(model)
     files = language_release_files(name, model)
+    serves = "server" in files
+    brought = isinstance(model.adapter, Source)
     written = {role: files.pop(role) for role in ("chat", "modelfile")}
     return Recipe(
         name="language release",
-        version=1,
+        version=2,
         function="tasks.release:write_language_manifest",
         inputs={
             "roles": list(files.values()),
             "measured": artifact(name, f"{primary}.measured.json"),
             "reference": artifact(name, "reference.json"),
+            **({"platform": PLATFORM} if serves else {}),
+            **({"origin": artifact(name, "adapter.json")} if brought else {}),
         },
-        outputs={"manifest": artifact(name, "manifest.json"), **written},
+        outputs={"manifest": manifest_file(name), **written},
         parameters={
             "model": name,
             "names": list(files),
@@ -60,7 +78,7 @@ def language_release(name: str, model: LanguageModel) -> dict[str, Any]:
             "max_kl": model.evaluate.max_kl,
             "min_top1": model.evaluate.min_top1,
             "base": model.base,
-            "adapter": model.adapter,
+            "adapter": None if brought else model.adapter,
         },
     ).task(name, f"Write the release manifest of {name}, if {primary} is good enough.")
 
@@ -83,7 +101,9 @@ ROLE_FILES = {
 }
 
 
-def write_manifest(model: str, origin: str, details: str, manifest: str, **roles: str) -> None:
+def write_manifest(
+    model: str, origin: str, details: str, platform: str, manifest: str, **roles: str
+) -> None:
     """Write the manifest (docs/server.md) of the files in `roles` (role → path)."""
     from tasks.models.label import label
 
@@ -94,6 +114,7 @@ def write_manifest(model: str, origin: str, details: str, manifest: str, **roles
         "kind": "classifier",
         "model": model,
         "label": label(checkpoint["cycle"], trained["epoch"], trained["val_acc"]),
+        "platform": json.loads(Path(platform).read_bytes()),
         "roles": {role: entry(path, ROLE_FILES[role]) for role, path in roles.items()},
         "checkpoint": {**checkpoint, **trained},
     }
@@ -114,9 +135,11 @@ def write_language_manifest(
     manifest: str,
     chat: str,
     modelfile: str,
+    platform: str | None = None,
+    origin: str | None = None,
 ) -> None:
     """Write the manifest of the files `roles`, whose roles are `names`, and of chat.json and
-    Ollama's Modelfile, which are written here.
+    Ollama's Modelfile, which are written here. `origin` says where an adapter was brought from.
 
     Raises QuernError when the format is further from the unquantized model than is allowed.
     """
@@ -141,13 +164,17 @@ def write_language_manifest(
         "roles": listed,
         "checkpoint": {
             "base": base,
-            "adapter": adapter,
+            "adapter": json.loads(Path(origin).read_bytes()) if origin else adapter,
             # Not how fast it was on the machine that measured it: the same files give the same
             # manifest.
             "quality": {key: value for key, value in quality.items() if key != "speed"},
             "torch": unquantized["torch"],
         },
     }
+    if platform:
+        known = Platform.of(json.loads(Path(platform).read_bytes()))
+        needed = max(known.libc, glibc_needed(files["server"], files["engine"]))
+        release["platform"] = replace(known, libc=needed).as_data()
     write_atomically(Path(manifest), canonical_json(release) + b"\n")
 
 

@@ -8,9 +8,9 @@ from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.configuration import configuration_file, load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
-from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of, installed_files
+from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of
 from tasks.hosts.history import went_live
-from tasks.hosts.local import LocalHost
+from tasks.hosts.host import Host
 from tasks.hosts.marks import WITHDRAWN, Marks, who
 from tasks.hosts.releases import Release
 
@@ -64,13 +64,13 @@ def _roll_back(project: Project, channel: Channel, model: str, wanted: str | Non
             return f"{channel['channel']} already has {release.name}"
         marks = Marks(host, model)
         deployment = deployment_of(host, channel, release)
-        deployment.make_live(installed_files(host, release), retry=True)
+        deployment.make_live({}, retry=True)
         if live:
             marks.put(live, WITHDRAWN, f"rolled back to {release.id} by {who()}")
         return deployment.told
 
 
-def _previous(host: LocalHost, model: str, channel: Channel, live: str | None) -> str:
+def _previous(host: Host, model: str, channel: Channel, live: str | None) -> str:
     """The last release that was live in the channel before `live`, and is still kept."""
     kept = host.directories(host.root / model / "releases")
     marks = Marks(host, model)
@@ -80,10 +80,10 @@ def _previous(host: LocalHost, model: str, channel: Channel, live: str | None) -
     raise QuernError(f"{model} has no earlier release in {channel['channel']} that is still kept")
 
 
-def _release(host: LocalHost, model: str, release_id: str) -> Release:
+def _release(host: Host, model: str, release_id: str) -> Release:
     folder = host.root / model / "releases"
     try:
-        return Release.read(folder / release_id / "manifest.json")
+        return Release.on(host, folder / release_id)
     except FileNotFoundError:
         kept = ", ".join(reversed(host.directories(folder))) or "none"
         raise QuernError(

@@ -89,6 +89,7 @@ class DeployProject:
 
     def __post_init__(self) -> None:
         native_build()
+        self.root.mkdir(exist_ok=True)
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.core.digest import canonical_json, read_digests
 from tasks.core.errors import QuernError
-from tasks.deploy import Deployment
+from tasks.hosts.deployment import Deployment
 from tasks.hosts.holder import Holder
 from tasks.hosts.local import LocalHost
 from tasks.hosts.releases import Release

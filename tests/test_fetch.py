@@ -1,80 +1,116 @@
-"""Which checkpoint is taken, and what is told of it."""
+"""Which checkpoint of this machine is taken, and what is told of it; no host is involved."""
 
-import json
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from tasks.core.configuration import CheckpointSource
-from tasks.core.errors import QuernError, TryAgainLater
-from tasks.fetch import fetch, pick_checkpoint
+from tests.source_world import SourceProject, whole
+
+PATTERN = "{path: training/checkpoints_cycle*/best_model.pth"
 
 
-@pytest.fixture(scope="module")
-def whole() -> bytes:
-    """A checkpoint's bytes, as torch.save writes them."""
-    import io
-
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save({"model_state_dict": {"weight": torch.zeros(64)}, "epoch": 1}, buffer)
-    return buffer.getvalue()
+@pytest.fixture
+def project(tmp_path: Path) -> SourceProject:
+    return SourceProject(tmp_path).configure(dogs=PATTERN + "}")
 
 
-def checkpoint(folder: Path, cycle: int, data: bytes, age: int = 0) -> Path:
-    path = folder / f"checkpoints_cycle{cycle}" / "best_model.pth"
-    path.parent.mkdir(parents=True)
+def write(project: SourceProject, cycle: int, data: bytes, age: int = 0) -> Path:
+    path = project.root / f"training/checkpoints_cycle{cycle}/best_model.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     moment = 1_700_000_000 - age
     os.utime(path, (moment, moment))
     return path
 
 
-def source(folder: Path, pick: str = "highest-cycle") -> CheckpointSource:
-    return CheckpointSource(path=f"{folder}/checkpoints_cycle*/best_model.pth", pick=pick)
-
-
-def test_the_highest_cycle_is_a_number_not_a_word(tmp_path, whole):
+def test_the_highest_cycle_is_a_number_not_a_word(project):
     for cycle in (2, 9, 13):
-        checkpoint(tmp_path, cycle, whole)
-    assert "cycle13/" in pick_checkpoint("dogs", source(tmp_path))
+        write(project, cycle, whole(str(cycle)))
+    project.doit()
+    assert project.data() == whole("13")
 
 
-def test_the_newest_is_the_last_one_written(tmp_path, whole):
-    checkpoint(tmp_path, 13, whole, age=100)
-    checkpoint(tmp_path, 2, whole, age=1)
-    assert "cycle2/" in pick_checkpoint("dogs", source(tmp_path, "newest"))
+def test_the_newest_is_the_last_one_written(project):
+    write(project, 13, whole("13"), age=100)
+    write(project, 2, whole("2"), age=1)
+    project.configure(dogs=PATTERN + ", pick: newest}").doit()
+    assert project.data() == whole("2")
 
 
-def test_one_still_being_written_is_passed_over(tmp_path, whole):
-    checkpoint(tmp_path, 1, whole)
-    checkpoint(tmp_path, 2, whole[: len(whole) // 2])
-    checkpoint(tmp_path, 3, whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
-    assert "cycle1/" in pick_checkpoint("dogs", source(tmp_path))
-
-
-def test_when_all_are_unfinished_it_is_tried_again_later(tmp_path, whole):
-    checkpoint(tmp_path, 1, whole[:-1])
-    with pytest.raises(TryAgainLater, match="left until its writer is done"):
-        pick_checkpoint("dogs", source(tmp_path))
-
-
-def test_when_nothing_matches_the_key_is_named(tmp_path):
-    with pytest.raises(QuernError, match=r"models\.dogs\.checkpoint\.path: no file matches"):
-        pick_checkpoint("dogs", source(tmp_path))
-
-
-def test_what_is_fetched_is_the_same_bytes_and_their_origin(tmp_path, whole):
-    import hashlib
-
-    path = checkpoint(tmp_path, 7, whole)
-    fetch(str(path), str(tmp_path / "copy.pth"), str(tmp_path / "origin.json"))
-    assert (tmp_path / "copy.pth").read_bytes() == whole
-    assert json.loads((tmp_path / "origin.json").read_bytes()) == {
-        "path": str(path),
+def test_what_is_fetched_is_the_same_bytes_and_their_origin(project):
+    data = whole("7", size=5 << 20)
+    write(project, 7, data)
+    project.doit()
+    assert project.data() == data
+    assert project.taken() == {
+        "path": "training/checkpoints_cycle7/best_model.pth",
         "cycle": 7,
-        "size": len(whole),
-        "sha256": hashlib.sha256(whole).hexdigest(),
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
+    assert project.doit() == ""
+
+
+def test_the_first_time_one_still_being_written_is_passed_over(project):
+    data = whole("a")
+    write(project, 1, data)
+    write(project, 2, data[: len(data) // 2])
+    write(project, 3, data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    told = project.doit()
+    assert project.taken()["cycle"] == 1
+    assert "cycle3/best_model.pth: still being written (is cut short: the zip directory" in told
+
+
+def test_later_what_was_taken_stays_until_the_next_is_whole(project):
+    data = whole("a")
+    write(project, 1, data)
+    project.doit()
+    used = (project.root / "used.dogs").read_text()
+    write(project, 3, data[:-1])
+    told = project.doit()
+    assert told.count("\n") == 1
+    assert "cycle3/best_model.pth: still being written" in told
+    assert "left for the next run" in told
+    assert project.taken()["cycle"] == 1
+    assert (project.root / "used.dogs").read_text() == used
+    write(project, 3, whole("b"))
+    project.doit()
+    assert (project.taken()["cycle"], project.data()) == (3, whole("b"))
+
+
+def test_when_nothing_is_whole_yet_nothing_is_done_and_it_is_no_fault(project):
+    write(project, 1, whole("a")[:-1])
+    told = project.doit()
+    assert told.count("\n") == 1
+    assert "still being written" in told
+    assert not (project.root / "weights").exists()
+    assert not (project.root / "used.dogs").exists()
+    write(project, 1, whole("a"))
+    project.doit()
+    assert (project.root / "used.dogs").exists()
+
+
+def test_when_nothing_matches_the_key_is_named(project):
+    told = project.doit(status=2)
+    assert "models.dogs.checkpoint.path: no file matches training/checkpoints_cycle*" in told
+
+
+def test_what_was_lost_here_comes_back_from_the_store(project):
+    write(project, 1, whole("a"))
+    project.doit()
+    project.doit("clean", "fetch")
+    assert not (project.root / "weights/dogs/checkpoint.pth").exists()
+    write(project, 1, whole("a")[:-1])  # training is at it again
+    assert "still being written" in project.doit()
+    assert project.data() == whole("a")
+
+
+def test_no_ssh_is_imported_where_no_host_is_involved(project):
+    write(project, 1, whole("a"))
+    script = (
+        "import sys; from doit.doit_cmd import DoitMain; status = DoitMain().run([])\n"
+        "print(status, sorted({'paramiko', 'torch'} & set(sys.modules)))"
+    )
+    assert project.python(script).endswith("0 []\n")

@@ -199,7 +199,7 @@ def test_what_goes_live_and_what_does_not_is_told(deploy_project, receiver):
     checkpoint = "training/checkpoints_cycle1/best_model.pth"
     live = f"stable on local, port {project.port}"
     fetched, deployed = receiver.texts().pop().splitlines()
-    assert fetched == f"new checkpoint: fetch:digits: {checkpoint}"
+    assert fetched == f"new checkpoint: fetch:digits: cycle 1 ({checkpoint})"
     assert re.fullmatch(
         r"deployed: deploy:digits: Cycle 1 \(Epoch 0, 50\.00%\) in "
         + live

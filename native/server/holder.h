@@ -23,6 +23,7 @@ struct HolderOptions {
   int port = -1;
   int confirm_seconds = 60;
   int kill_seconds = 30;  // from SIGTERM to SIGKILL
+  std::string connect;  // not to hold, but to join standard input and output to this address
   bool check_upgrade = false;
   bool help = false;
   bool version = false;

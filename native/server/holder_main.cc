@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <stdexcept>
 
+#include "server/connect.h"
 #include "server/holder.h"
 #include "server/log.h"
 #include "server/numbers.h"
@@ -25,19 +26,32 @@ using namespace quern;
 constexpr char kUsage[] =
     "usage: quern-holder --directory CHANNEL_DIR --port N [--host 127.0.0.1]\n"
     "                    [--confirm-seconds 60] [--kill-seconds 30]\n"
+    "       quern-holder --connect ADDRESS\n"
     "\n"
     "Owns the listening socket and starts the release that CHANNEL_DIR/current names.\n"
-    "Controlled over the Unix socket CHANNEL_DIR/holder.sock (docs/server.md).\n";
+    "Controlled over the Unix socket CHANNEL_DIR/holder.sock (docs/server.md).\n"
+    "--connect joins standard input and output to a Unix socket or to host:port.\n";
 
 constexpr int kFirstDescriptor = 10;  // below are those that a child is given
 
-enum Option { kDirectory = 1, kHost, kPort, kConfirm, kKill, kCheckUpgrade, kHelp, kVersion };
+enum Option {
+  kDirectory = 1,
+  kHost,
+  kPort,
+  kConfirm,
+  kKill,
+  kConnect,
+  kCheckUpgrade,
+  kHelp,
+  kVersion
+};
 
 const option kOptions[] = {{"directory", required_argument, nullptr, kDirectory},
                            {"host", required_argument, nullptr, kHost},
                            {"port", required_argument, nullptr, kPort},
                            {"confirm-seconds", required_argument, nullptr, kConfirm},
                            {"kill-seconds", required_argument, nullptr, kKill},
+                           {"connect", required_argument, nullptr, kConnect},
                            {"check-upgrade", no_argument, nullptr, kCheckUpgrade},
                            {"help", no_argument, nullptr, kHelp},
                            {"version", no_argument, nullptr, kVersion},
@@ -65,6 +79,9 @@ HolderOptions parse_options(int argc, char** argv) {
       case kKill:
         options.kill_seconds = static_cast<int>(whole_number("--kill-seconds", value, 1, 86400));
         break;
+      case kConnect:
+        options.connect = value;
+        return options;
       case kCheckUpgrade:
         options.check_upgrade = true;
         return options;
@@ -164,6 +181,8 @@ int main(int argc, char** argv) {
       std::fputs(kUsage, stdout);
     } else if (options.version) {
       std::puts("quern-holder " QUERN_VERSION);
+    } else if (!options.connect.empty()) {
+      connect_and_join(options.connect);
     } else if (options.check_upgrade) {
       inherited_state();
       return kUpgradeUnderstood;

@@ -22,7 +22,7 @@ from importlib.machinery import (
 from types import CodeType
 from typing import Any
 
-from tasks.core.errors import QuernError, TryAgainLater, in_one_line
+from tasks.core.errors import QuernError, in_one_line
 
 _events: int | None = None
 _last_progress = 0.0
@@ -98,8 +98,8 @@ def main() -> int:
         _send({"result": result})
         return 0
     except BaseException as error:
-        later = isinstance(error, TryAgainLater)
-        _send({"error": in_one_line(error), "try_again_later": later})
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        _send({"error": in_one_line(error), "kinds": kinds})
         if not isinstance(error, QuernError):
             with contextlib.suppress(OSError):  # the disk may be full
                 traceback.print_exc()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import LeftForLater, QuernError, TryAgainLater
 from tasks.core.lifeline import Process, end, how_it_ended, start
 
 LAST_WORDS_BYTES = 4096
@@ -60,8 +60,7 @@ def call_in_child(
                 writer.write(request)
             for event in _events(events.fileno(), process, deadline):
                 if "error" in event:
-                    kind = TryAgainLater if event.get("try_again_later") else QuernError
-                    failure = kind(str(event["error"]))
+                    failure = _kind(event.get("kinds"))(str(event["error"]))
                 elif "result" in event:
                     result = event["result"]
                 else:
@@ -74,6 +73,11 @@ def call_in_child(
     if status:
         raise QuernError(f"its process {how_it_ended(status)}{_last_words(log, logged)}")
     return result
+
+
+def _kind(names: Any) -> type[QuernError]:
+    known = (LeftForLater, TryAgainLater)
+    return next((kind for kind in known if kind.__name__ in (names or [])), QuernError)
 
 
 def _last_words(log: Path, start: int) -> str:

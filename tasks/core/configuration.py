@@ -30,11 +30,39 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A section takes the keys listed here and no others."""
 
 
-class CheckpointSource(Section, frozen=True):
-    """Where training writes checkpoints; of several matches, `pick` takes one."""
+class Ranking(Section, frozen=True):
+    """A JSON file in which training ranks what it wrote: the highest value under `by` is the best,
+    with `lowest` the lowest. A relative `file` is beside what the source's path has before its
+    first wildcard (docs/sources.md)."""
 
-    path: str
-    pick: Literal["newest", "highest-cycle"] = "highest-cycle"
+    file: str
+    by: str
+    lowest: bool = False
+
+
+class Best(Section, frozen=True):
+    """The pick that a ranking makes."""
+
+    best: Ranking
+
+
+class Source(Section, frozen=True):
+    """Where training writes checkpoints (files) or adapters (directories): on a host of `hosts`,
+    on an instance of vast.ai, or on this machine. Of several matches of `path`, `pick` takes one.
+    """
+
+    path: Annotated[str, msgspec.Meta(min_length=1)]
+    host: Name | None = None
+    vastai: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    pick: Literal["newest", "highest-cycle"] | Best = "highest-cycle"
+
+    @property
+    def machine(self) -> str | None:
+        """The machine's name for records and messages; None is this one."""
+        return f"vastai {self.vastai}" if self.vastai else self.host
+
+    def __str__(self) -> str:
+        return f"{self.machine}:{self.path}" if self.machine else self.path
 
 
 class Architecture(Section, frozen=True, rename={"class_name": "class"}):
@@ -59,7 +87,7 @@ class Preprocess(Section, frozen=True):
 class Classifier(Section, frozen=True, tag_field="kind", tag="classifier"):
     """An image classifier: checkpoint → model_weights.bin → C++ server."""
 
-    checkpoint: CheckpointSource
+    checkpoint: Source
     architecture: Architecture
     classes: str
     preprocess: Preprocess
@@ -166,11 +194,12 @@ class ModelDeploy(Section, frozen=True):
 class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
     """A language model: base (+ adapter) → merged → GGUF → quantized, verified, served.
 
-    `base` and `adapter` are directories as Hugging Face's libraries write them."""
+    `base` and `adapter` are directories as Hugging Face's libraries write them; an adapter that is
+    a source is brought from there."""
 
     base: str
     quantize: Quantize
-    adapter: str | None = None
+    adapter: str | Source | None = None
     merge: Merge = Merge()
     convert: Convert = Convert()
     evaluate: Evaluate = Evaluate()
@@ -180,16 +209,25 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
 
 
 class Host(Section, frozen=True):
-    """A machine that serves; `root` is the folder for releases on it."""
+    """A machine: `ssh` is how it is reached (an alias of ~/.ssh/config, user@host,
+    ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
+    `listen` is the address that its servers listen on. `programs`: where the native programs for it
+    are built; `there` needs a compiler on the host.
+    """
 
-    root: str = ".quern/hosts/local"
+    ssh: str | None = None
+    root: str | None = None
+    listen: str = "127.0.0.1"
+    programs: Literal["automatic", "here", "there"] = "automatic"
 
 
 class Configuration(Section, frozen=True):
-    """The whole of models.yaml; `notify` are apprise's addresses (docs/unattended.md)."""
+    """The whole of models.yaml; `ssh_config` is a file to use in place of ~/.ssh/config, `notify`
+    are apprise's addresses (docs/unattended.md)."""
 
     models: dict[Name, Classifier | LanguageModel]
     hosts: dict[Name, Host] = {}
+    ssh_config: str | None = None
     notify: list[str] = []
 
     def classifiers(self) -> dict[str, Classifier]:
@@ -199,6 +237,14 @@ class Configuration(Section, frozen=True):
     def language_models(self) -> dict[str, LanguageModel]:
         """The models of kind llm, by name."""
         return {n: m for n, m in self.models.items() if isinstance(m, LanguageModel)}
+
+    def sources(self) -> dict[str, Source]:
+        """What is brought from where training writes it, by model."""
+        found = {n: m.checkpoint for n, m in self.classifiers().items()}
+        for name, model in self.language_models().items():
+            if isinstance(model.adapter, Source):
+                found[name] = model.adapter
+        return found
 
 
 @lru_cache
@@ -253,6 +299,7 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
                         ["models", name, "deploy", host, channel],
                         f"port {port} is taken by {taken}",
                     )
+        _check_source(configuration, name, tree, path)
         if isinstance(model, LanguageModel):
             _check_language_model(model, name, tree, path)
             continue
@@ -275,6 +322,24 @@ def _ports(channels: dict[str, int] | ModelDeploy) -> dict[str, int]:
     if isinstance(channels, ModelDeploy):
         return {"chat": channels.chat} if channels.chat else {}
     return channels
+
+
+def _check_source(configuration: Configuration, name: str, tree: Any, path: str) -> None:
+    model = configuration.models[name]
+    key = "checkpoint" if isinstance(model, Classifier) else "adapter"
+    source = getattr(model, key)
+    if not isinstance(source, Source):
+        return
+    keys = ["models", name, key]
+    if source.host is not None and source.vastai is not None:
+        raise _fault(path, tree, [*keys, "vastai"], "host or vastai, not both")
+    if source.host is not None:
+        if source.host not in configuration.hosts:
+            known = ", ".join(configuration.hosts) or "none"
+            raise _fault(path, tree, [*keys, "host"], f"no such host; hosts are {known}")
+        if configuration.hosts[source.host].ssh is None:
+            problem = f"hosts.{source.host} has no ssh; leave host out for this machine"
+            raise _fault(path, tree, [*keys, "host"], problem)
 
 
 def _check_language_model(model: LanguageModel, name: str, tree: Any, path: str) -> None:

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import xxhash
@@ -164,11 +164,8 @@ class DigestIndex:
         return entry
 
     def _directory_digest(self, directory: str) -> str:
-        listing = xxhash.xxh3_128()
-        for path in files_below(directory):
-            name = os.path.relpath(path, directory)
-            listing.update(f"{name}\0{self.digest(path)}\n".encode())
-        return listing.hexdigest()
+        names = {os.path.relpath(path, directory): path for path in files_below(directory)}
+        return digest_of_bytes(listing_of({n: self.digest(path) for n, path in names.items()}))
 
     def save(self) -> None:
         """Write what changed since the last save to the state database."""
@@ -191,6 +188,11 @@ def files_below(directory: str | os.PathLike[str]) -> Iterable[str]:
         for name in sorted(files):
             if not name.startswith("."):
                 yield os.path.join(root, name)
+
+
+def listing_of(digests: Mapping[str, str]) -> bytes:
+    """A directory as bytes, whose digest is the directory's: relative names and digests."""
+    return b"".join(f"{name}\0{digest}\n".encode() for name, digest in digests.items())
 
 
 def canonical_json(value: object) -> bytes:

@@ -15,6 +15,10 @@ class Busy(TryAgainLater):
     """Another run is at work on the same thing: nothing is wrong."""
 
 
+class LeftForLater(QuernError):
+    """No fault: a source is still being written. What was there stays, the next run looks again."""
+
+
 def in_one_line(error: BaseException) -> str:
     """Any error as one line for the user."""
     if isinstance(error, QuernError):

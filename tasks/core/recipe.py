@@ -12,19 +12,43 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from doit.action import BaseAction
 from doit.exceptions import BaseFail, TaskFailed
 
 from tasks.core.child import call_in_child
-from tasks.core.errors import Busy, QuernError, TryAgainLater, in_one_line
-from tasks.core.store import Artifact, recipe_key
+from tasks.core.errors import Busy, LeftForLater, QuernError, TryAgainLater, in_one_line
+from tasks.core.store import Artifact, names_in, recipe_key
 
 if TYPE_CHECKING:
+    from tasks.core.choice import Wish
     from tasks.core.project import Project
 
 Paths = str | list[str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recipe's watch found: `parameters` (name → fields) count in the key, `means` are
+    passed on and don't (an address, a stat). `told` is the look's outcome in one line, for the log
+    and `doit why`; with `aloud` it is also printed. `settle` is called when a run acts on it."""
+
+    parameters: Mapping[str, Mapping[str, Any]]
+    means: Mapping[str, Any] = field(default_factory=dict)
+    told: str = ""
+    aloud: bool = False
+    settle: Callable[[], None] = lambda: None
+
+
+class Watch(Protocol):
+    """What finds a recipe's parameters when its task's turn comes."""
+
+    def __call__(self, project: "Project", recorded: Mapping[str, str]) -> Found:
+        """Look; `recorded` are the components at the task's last success. Raises LeftForLater."""
+
+    def choose(self, project: "Project", wish: "Wish") -> None:
+        """See to a wish of the command line (tasks.core.choice). Raises QuernError."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,9 @@ class Recipe:
     keyword argument (paths as strings; outputs are paths in the work directory). `inputs` may
     be a function that finds them when the task's turn comes (a watched folder). `tools` are
     versions of what does the work; `tool_files` are programs, libraries and modules that count
-    by digest but are not passed on. The module of `function` itself always counts. Outputs of a
+    by digest but are not passed on. The module of `function` itself always counts. `watch` finds
+    parameters when the task's turn comes, such as the digest of what is to be brought from another
+    machine; it may raise LeftForLater. An output may be a directory. Outputs of a
     `large` recipe share their bytes with the store even where the file system has no reflink, and
     are read-only then; those of one with `drop` may be removed (`tasks.core.intermediates`).
     """
@@ -48,6 +74,7 @@ class Recipe:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     tool_files: tuple[str, ...] = ()
+    watch: Watch | None = None
     large: bool = False
     drop: bool = False
 
@@ -70,7 +97,7 @@ class Recipe:
         return self.inputs() if callable(self.inputs) else self.inputs
 
     def components(
-        self, inputs: Mapping[str, Paths], digest: Callable[[str], str]
+        self, inputs: Mapping[str, Paths], found: Found, digest: Callable[[str], str]
     ) -> dict[str, str]:
         """All that the result depends on; raises FileNotFoundError for a missing input."""
         module = self.function.partition(":")[0]
@@ -81,6 +108,9 @@ class Recipe:
         }
         for name, value in self.parameters.items():
             components[f"parameter {name}"] = json.dumps(value, sort_keys=True)
+        for name, fields in found.parameters.items():
+            for key, value in fields.items():
+                components[f"{name} {key}"] = json.dumps(value, sort_keys=True)
         for name, version in self.tools.items():
             components[f"tool {name}"] = version
         for path in self.tool_files:
@@ -125,14 +155,23 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         self.outcome = ""
         self.always = False  # --always-execute: run even if the store has the result
         self.inputs: Mapping[str, Paths] = {}
+        self.found = Found({})
         self.components: dict[str, str] = {}
         self.targets: dict[str, str] = {}
+        self.names_changed = False  # a directory it made has other files than before
 
-    def judge(self, project: "Project") -> dict[str, str]:
-        """Find the inputs as they are now; returns the components of the result."""
+    def judge(
+        self, project: "Project", recorded: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Find the inputs as they are now; returns the components of the result. `recorded` are
+        those of the task's last success. Raises LeftForLater, QuernError, OSError."""
         self.project = project
         self.inputs = self.recipe.current_inputs()
-        self.components = self.recipe.components(self.inputs, project.intermediates.digest)
+        if self.recipe.watch is not None:
+            self.found = self.recipe.watch(project, recorded or {})
+        self.components = self.recipe.components(
+            self.inputs, self.found, project.intermediates.digest
+        )
         return self.components
 
     @property
@@ -151,6 +190,9 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
             if outputs is None:
                 outputs = self._run()
             for role, target in self.recipe.outputs.items():
+                if outputs[role].directory:
+                    names = set(self.project.store.listing(outputs[role].digest))
+                    self.names_changed |= names != names_in(target)
                 self.project.store.place(outputs[role], Path(target), self.recipe.large)
                 self.targets[target] = outputs[role].digest
         except (QuernError, OSError) as error:
@@ -171,7 +213,13 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
                 os.makedirs(os.path.dirname(path))
             call_in_child(
                 recipe.function,
-                {**self.inputs, **paths, **recipe.parameters},
+                {
+                    **self.inputs,
+                    **paths,
+                    **recipe.parameters,
+                    **self.found.parameters,
+                    **self.found.means,
+                },
                 project.open_log(self.task.name),
                 lambda event: project.hear(self.task.name, event),
             )
@@ -223,8 +271,10 @@ class FunctionAction(BaseAction):  # type: ignore[misc]
 
 
 def failed(error: QuernError | OSError) -> BaseFail:
-    """The error as doit's failure; a passing fault keeps its mark for the exit status."""
+    """The error as doit's failure; a passing fault keeps its mark for the exit status, and what is
+    left for the next run its own."""
     failure = TaskFailed(in_one_line(error))
     failure.try_again_later = isinstance(error, TryAgainLater)
     failure.busy = isinstance(error, Busy)
+    failure.left = isinstance(error, LeftForLater)
     return failure

@@ -20,7 +20,7 @@ from doit.action import CmdAction
 from doit.dependency import DependencyStatus, UptodateCalculator
 
 from tasks.core.digest import digest_of_bytes
-from tasks.core.errors import QuernError, TryAgainLater, in_one_line
+from tasks.core.errors import LeftForLater, QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
 from tasks.core.reasons import Reason, differences
 from tasks.core.recipe import FunctionAction, RecipeAction
@@ -28,11 +28,13 @@ from tasks.core.recipe import FunctionAction, RecipeAction
 
 @dataclass(slots=True)
 class Judgement:
-    """Whether a task runs: for what reasons, or why it can't be said (`error`)."""
+    """Whether a task runs: for what reasons, or why it can't be said (`error`). `left`: no fault,
+    the next run looks again."""
 
     reasons: list[Reason] = field(default_factory=list)
     error: str = ""
     try_again_later: bool = False
+    left: bool = False
     components: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,10 +72,12 @@ class Records:
             if not answer:
                 text = str(getattr(check, "reason", "") or "its own check says so")
                 judgement.reasons.append(Reason("not up to date", text))
-        action = recipe_action(task)
+        action, record = recipe_action(task), self._records.get(task.name)
         try:
             judgement.components = (
-                action.judge(self.project) if action else self._plain_components(task)
+                action.judge(self.project, record["components"] if record else {})
+                if action
+                else self._plain_components(task)
             )
         except FileNotFoundError as error:
             maker = next((t.name for t in tasks.values() if error.filename in t.targets), "")
@@ -86,8 +90,8 @@ class Records:
         except QuernError as error:
             judgement.error = in_one_line(error)
             judgement.try_again_later = isinstance(error, TryAgainLater)
+            judgement.left = isinstance(error, LeftForLater)
             return judgement
-        record = self._records.get(task.name)
         if record is None:
             # Group tasks have no actions and nothing to record.
             if task._actions or task.targets:
@@ -200,6 +204,12 @@ class Records:
         if action:
             self.project.intermediates.remember(action, record["targets"])
         self._commit(task.name, record)
+
+    def leave(self, task: Any) -> bool:
+        """The task is left as it was, for the next run; returns whether its targets are there."""
+        record = self._records.get(task.name)
+        self._commit(task.name, record)
+        return record is not None and not self.missing_targets(task)
 
     def remove_success(self, task: Any) -> None:
         """Mark a task that failed; one that never got to run keeps its record as it is."""

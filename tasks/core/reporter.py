@@ -12,7 +12,7 @@ from typing import Any
 from doit.exceptions import UnmetDependency
 
 from tasks.core.project import Project
-from tasks.core.reasons import sentence
+from tasks.core.reasons import Reason, sentence
 from tasks.core.records import Records, recipe_action
 
 
@@ -57,7 +57,7 @@ class QuernReporter:
         action = recipe_action(task)
         verb = "restored from the store" if action and action.outcome == "restored" else "done"
         seconds = time.monotonic() - self.started.get(task.name, time.monotonic())
-        because = sentence(self.records.judgement(task).reasons)
+        because = _because(task, self.records.judgement(task).reasons)
         self.line(f"{task.name}: {verb} in {seconds:.1f} s" + (f" ({because})" if because else ""))
         for note in self.notes.pop(task.name, []):
             self.line(f"  {note}")
@@ -69,8 +69,8 @@ class QuernReporter:
         """A task failed, could not be judged, or waits for one that failed."""
         self._end_bar(task.name)
         if isinstance(fail, UnmetDependency):
-            if not _is_shown(task):
-                return  # a group of which one failed
+            if not _is_shown(task) or getattr(fail, "silent", False):
+                return  # a group of which one failed; or what it waits for has told
             self.error(f"{task.name}: not run, because {fail.message.replace(' ', ', ')} failed")
             return
         output = [(a.out or "") + (a.err or "") for a in task.actions]
@@ -203,6 +203,10 @@ class JsonReporter(QuernReporter):
         """The run is over."""
         self._emit("end")
 
+    def line(self, text: str) -> None:
+        """What is said of a task that isn't its result."""
+        self._emit("told", text=text)
+
     def event(self, task: str, event: dict[str, Any]) -> None:
         """Progress and notes."""
         name, value = next(iter(event.items()))
@@ -227,6 +231,16 @@ def failure_in_one_line(fail: Any) -> str:
     if text == "PythonAction Error" and fail.traceback:
         return " ".join(fail.traceback[-1].split())
     return text
+
+
+def _because(task: Any, reasons: list[Reason]) -> str:
+    """Why it ran: in its watch's own words, if that is what it ran for."""
+    action = recipe_action(task)
+    if action and action.found.told:
+        watched = action.found.parameters
+        if any(r.kind == "first" or r.subject.partition(" ")[0] in watched for r in reasons):
+            return action.found.told
+    return sentence(reasons)
 
 
 def _is_shown(task: Any) -> bool:

@@ -17,7 +17,7 @@ from doit.exceptions import (
 )
 from doit.runner import MThreadRunner, Runner
 
-from tasks.core.errors import QuernError, in_one_line
+from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.lifeline import GuardedCommand
 from tasks.core.project import Project
 from tasks.core.reasons import Reason
@@ -35,6 +35,8 @@ class CommitEachTask:
     reporter: Any
     always_execute: bool
     final_result: int
+    continue_: bool
+    _stop_running: bool
 
     def begin(self, project: Project) -> None:
         """Note the start of the run, for `doit why`."""
@@ -42,6 +44,8 @@ class CommitEachTask:
         self.started: dict[str, float] = {}
         self.report = Report(announcements=project.announcements)
         self.not_done: list[Any] = []
+        self.tasks_are_stale = False
+        self.waiting: set[str] = set()  # failed for now, or because of one that did
         self.project = project
         self.run_number = 0
 
@@ -58,9 +62,14 @@ class CommitEachTask:
             runs: bool = super().select_task(node, tasks)  # type: ignore[misc]
         except (InvalidTask, StateError):
             raise
+        except TryAgainLater as error:
+            self._handle_task_error(node, failed(error))
+            return False
         except Exception as error:  # a fault in the task's own `uptodate` or `inputs`
             self._handle_task_error(node, told(error))
             return False
+        if node.run_status in ("run", "up-to-date"):
+            self._note_look(node.task)
         if node.run_status == "up-to-date" and node.task._actions:
             self.up_to_date.append(node.task.name)
             self.report.well.add(node.task.name)
@@ -69,6 +78,32 @@ class CommitEachTask:
             self.dep_manager.mark_running(node.task)
         self.started[node.task.name] = time.monotonic()
         return runs
+
+    def _note_look(self, task: Any) -> None:
+        """What a watch found is acted on now: log it, and say it if it is to be said."""
+        action = recipe_action(task)
+        if action is not None and action.found.told:
+            action.found.settle()
+            self._told_of(task, action.found.told, action.found.aloud)
+
+    def _told_of(self, task: Any, text: str, aloud: bool) -> None:
+        now = time.time()
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        with open(self.project.open_log(task.name), "a", encoding="utf-8") as log:
+            log.write(f"{moment} {text}\n")
+        with self.project.state.transaction() as connection:
+            connection.execute("replace into look values (?,?,?)", (task.name, now, text))
+        if aloud and hasattr(self.reporter, "line"):  # doit's own reporters have no such thing
+            self.reporter.line(f"{task.name}: {text}")
+
+    def _leave(self, node: Any, text: str) -> None:
+        """A source is unfinished: what was there stays and all that follows is judged by it; where
+        nothing was there, what follows is silently not run."""
+        self._told_of(node.task, text, aloud=True)
+        there = self.dep_manager.leave(node.task)
+        node.run_status = "up-to-date" if there else "ignore"
+        node.task.values = self.dep_manager.get_values(node.task.name)
+        self._decide(node.task, "left", text)
 
     def _prepare(self, task: Any) -> None:
         for action in [*task.actions, *task.teardown]:
@@ -102,6 +137,10 @@ class CommitEachTask:
             action = recipe_action(task)
             self._decide(task, action.outcome if action else "ran", "")
             self.report.well.add(task.name)
+            if action and action.names_changed:
+                # What follows was made of the names that were there: see Run._execute.
+                self.tasks_are_stale = True
+                node.run_status = "ignore"
 
     def _unsound(self, task: Any) -> Any:
         missing = self.dep_manager.missing_targets(task)
@@ -120,16 +159,30 @@ class CommitEachTask:
             judgement = self.dep_manager.judgement(node.task)
             base_fail.message = judgement.error or base_fail.message
             base_fail.try_again_later = judgement.try_again_later
+            base_fail.left = judgement.left
+        if getattr(base_fail, "left", False):
+            self._leave(node, base_fail.message)
+            return
+        action = recipe_action(node.task)
+        if action and action.recipe.watch and not isinstance(base_fail, UnmetDependency):
+            self._told_of(node.task, base_fail.message, aloud=False)
         self.not_done.append(node.task)
         if not isinstance(base_fail, UnmetDependency):
             passing = bool(getattr(base_fail, "try_again_later", False))
             busy = bool(getattr(base_fail, "busy", False))
             text = failure_in_one_line(base_fail)
             self.report.faults.append(Fault(node.task.name, text, passing, busy))
-        before = self.final_result
+            if passing:
+                self.waiting.add(node.task.name)
+        elif all(dependency.task.name in self.waiting for dependency in node.bad_deps):
+            base_fail.silent = not self.continue_  # one line is enough, unless all are asked for
+            self.waiting.add(node.task.name)
+        result, stopping = self.final_result, self._stop_running
         super()._handle_task_error(node, base_fail)  # type: ignore[misc]
         if isinstance(base_fail, UnmetDependency):
-            self.final_result = before  # what it waited for has told
+            self.final_result = result  # what it waited for has told
+        if node.task.name in self.waiting:
+            self._stop_running = stopping  # a host out of reach is no reason to leave out others
         self._decide(node.task, "failed", base_fail.message)
 
     def _decide(self, task: Any, outcome: str, message: str) -> None:

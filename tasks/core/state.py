@@ -31,6 +31,14 @@ create table decision (
   name text primary key, run integer not null, at real not null, outcome text not null,
   seconds real, message text, reasons text not null) without rowid;
 """
+# Came later: a database without them stays good.
+LATER = """
+create table if not exists look (name text primary key, at real not null, told text not null)
+  without rowid;
+create table if not exists remote_file (
+  machine text, path text, signature text not null, sha256 text not null, fault text not null,
+  primary key (machine, path)) without rowid;
+"""
 
 
 class StateError(QuernError):
@@ -77,6 +85,8 @@ class State:
             raise sqlite3.DatabaseError(f"schema {version}, this Quern writes {SCHEMA_VERSION}")
         elif connection.execute("pragma quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("failed its integrity check")
+        for statement in LATER.split(";"):
+            connection.execute(statement)
         return connection
 
     def load(self, read: Callable[[], T]) -> T:

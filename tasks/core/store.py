@@ -1,30 +1,41 @@
 """The content-addressed store, `.quern/store/`: every artifact a recipe made, by digest.
 
-`objects/ab/cdef…` are the bytes, read-only; `results/ab/cdef….json` are what each recipe key
-gave: a manifest of output name → digest. Both are plain files, so a lost database loses nothing.
+`objects/ab/cdef…` are the bytes, read-only, of a directory its listing; `results/ab/cdef….json` are
+what each recipe key gave: a manifest of output name → digest. Both are plain files, so a lost
+database loses nothing.
 """
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.core.atomic import sync_directory, write_atomically
-from tasks.core.digest import DigestIndex, canonical_json, digest_of_bytes, read_digests
+from tasks.core.digest import (
+    DigestIndex,
+    canonical_json,
+    digest_of_bytes,
+    files_below,
+    listing_of,
+    read_digests,
+)
 from tasks.core.errors import QuernError
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file a recipe made: its digest and whether it is a program."""
+    """A file or directory a recipe made: its digest and whether it is a program."""
 
     digest: str
     executable: bool = False
+    directory: bool = False
 
 
 class Store:
@@ -39,8 +50,10 @@ class Store:
         return self.root / "objects" / digest[:2] / digest[2:]
 
     def take(self, path: Path) -> Artifact:
-        """Move a finished file into the store (the file is gone from `path` afterwards)."""
+        """Move a finished file or directory into the store (it is gone from `path` afterwards)."""
         status = path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            return self._take_directory(path)
         if not stat.S_ISREG(status.st_mode):
             raise QuernError(f"its output {path.name} is not a regular file")
         if status.st_nlink > 1:  # an edit through its other name would reach the store
@@ -61,6 +74,22 @@ class Store:
             self._index.remember(str(destination), digest)
         return Artifact(digest, bool(status.st_mode & stat.S_IXUSR))
 
+    def _take_directory(self, path: Path) -> Artifact:
+        listing = listing_of(
+            {
+                os.path.relpath(file, path): self.take(Path(file)).digest
+                for file in files_below(path)
+            }
+        )
+        shutil.rmtree(path)
+        write_atomically(path, listing)
+        return Artifact(self.take(path).digest, directory=True)
+
+    def listing(self, digest: str) -> dict[str, str]:
+        """Relative name → digest, for the files of a directory in the store."""
+        text = self.object_path(digest).read_bytes().decode()
+        return dict(re.findall(r"(.+?)\0([0-9a-f]{32})\n", text))
+
     def place(self, artifact: Artifact, target: Path, large: bool = False) -> None:
         """Put a copy of the artifact at `target` by rename; nothing to do if it is there already.
 
@@ -68,6 +97,9 @@ class Store:
         `large` one is a second name of the store's own file, read-only: an edit in place, by root
         or after chmod, reaches the store, which then notices the damage and lets it be made anew.
         """
+        if artifact.directory:
+            self._place_directory(artifact, target, large)
+            return
         for parent in target.parents:
             if parent.is_file():
                 raise QuernError(f"{parent}: is a file where a directory belongs; move it away")
@@ -94,6 +126,31 @@ class Store:
         sync_directory(target.parent)
         self._index.remember(str(target), artifact.digest)
 
+    def _place_directory(self, artifact: Artifact, target: Path, large: bool) -> None:
+        """A directory under a name of its own, and a symbolic link to it renamed to `target`: a
+        reader finds the one before or this one, never a part."""
+        if target.exists() and not target.is_symlink():
+            raise QuernError(f"{target}: is not a link that Quern has made; move it away")
+        with contextlib.suppress(FileNotFoundError):
+            if self._index.digest(str(target)) == artifact.digest:
+                return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.with_name(f".{target.name}-{time.time_ns()}")
+        try:
+            for name, digest in self.listing(artifact.digest).items():
+                self.place(Artifact(digest), folder / name, large)
+            link = target.with_name(f".{target.name}.partial")
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name)
+            os.replace(link, target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        sync_directory(target.parent)
+        for other in target.parent.glob(f".{target.name}-*"):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+
     def discard(self, digest: str) -> None:
         """Remove an artifact; a result that names it has to be made again."""
         self.object_path(digest).unlink(missing_ok=True)
@@ -103,13 +160,14 @@ class Store:
         try:
             recorded = json.loads(self._result_path(key).read_bytes())
             outputs = {
-                name: Artifact(output["digest"], output["executable"])
+                name: Artifact(
+                    output["digest"], output["executable"], output.get("directory", False)
+                )
                 for name, output in recorded["outputs"].items()
             }
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        whole = all(self._is_whole(self.object_path(a.digest), a.digest) for a in outputs.values())
-        return outputs if whole else None
+        return outputs if all(self._is_there(a) for a in outputs.values()) else None
 
     def has_result(self, key: str) -> bool:
         """Whether a recipe key has a recorded result (its bytes not yet checked)."""
@@ -120,7 +178,11 @@ class Store:
     ) -> None:
         """Remember what a recipe key gave; `provenance` says of what it was made, for people."""
         listed = {
-            name: {"digest": artifact.digest, "executable": artifact.executable}
+            name: {
+                "digest": artifact.digest,
+                "executable": artifact.executable,
+                **({"directory": True} if artifact.directory else {}),
+            }
             for name, artifact in outputs.items()
         }
         write_atomically(
@@ -129,6 +191,12 @@ class Store:
 
     def _result_path(self, key: str) -> Path:
         return self.root / "results" / key[:2] / f"{key[2:]}.json"
+
+    def _is_there(self, artifact: Artifact) -> bool:
+        if not self._is_whole(self.object_path(artifact.digest), artifact.digest):
+            return False
+        files = self.listing(artifact.digest).values() if artifact.directory else ()
+        return all(self._is_whole(self.object_path(digest), digest) for digest in files)
 
     def _is_whole(self, path: Path, digest: str) -> bool:
         try:
@@ -139,6 +207,17 @@ class Store:
         path.unlink()
         sys.stderr.write(f"{path}: damaged in the store; removed, it will be made again\n")
         return False
+
+
+def names_in(directory: str) -> set[str]:
+    """Relative names of the files of a directory that was placed; of none, none."""
+    return {os.path.relpath(file, directory) for file in files_below(directory)}
+
+
+def remove_directory(target: str) -> None:
+    """Remove a directory that was placed, and the link to it."""
+    shutil.rmtree(os.path.realpath(target), ignore_errors=True)
+    os.remove(target)
 
 
 def recipe_key(name: str, components: dict[str, str]) -> str:

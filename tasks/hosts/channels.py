@@ -1,20 +1,34 @@
 """Channels: the named places of a host that a model's release goes to, by models.yaml."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tasks.core.configuration import Classifier, Configuration, LanguageModel, LmStudio, Ollama
-from tasks.core.errors import QuernError
-from tasks.hosts.deployment import LISTEN_HOST, Deployment
-from tasks.hosts.local import LocalHost
+from tasks.core.configuration import (
+    Classifier,
+    Configuration,
+    LanguageModel,
+    LmStudio,
+    Ollama,
+)
+from tasks.core.configuration import (
+    Host as HostSection,
+)
+from tasks.hosts.deployment import Deployment
+from tasks.hosts.host import Host
+from tasks.hosts.local import LocalHost, read_digest
 from tasks.hosts.marks import Marks
 from tasks.hosts.model_folders import FolderDeployment
 from tasks.hosts.releases import Release
 
-# Where a release goes: {"host", "root", "channel", "port"} for a server,
-# {"host", "root", "channel", "settings"} for a folder.
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]", "[::]": "[::1]"}
+
+# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "channel"}, and "port" for a
+# server, "settings" for a folder.
 Channel = dict[str, Any]
 
 
@@ -22,8 +36,7 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
     """Every channel that the model goes to, servers before folders: they prove it first."""
     channels = []
     for host, wanted in model.deploy.items():
-        root = configuration.hosts[host].root if host in configuration.hosts else None
-        place = {"host": host, "root": root}
+        place = place_of(host, configuration)
         if isinstance(wanted, dict):
             channels += [{**place, "channel": c, "port": port} for c, port in wanted.items()]
             continue
@@ -35,6 +48,18 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
                 plain = msgspec.to_builtins(settings)
                 channels.append({**place, "channel": name, "settings": plain})
     return channels
+
+
+def place_of(host: str, configuration: Configuration) -> Channel:
+    """What a channel has from its host."""
+    known = configuration.hosts.get(host, HostSection())
+    return {
+        "host": host,
+        "ssh": known.ssh,
+        "ssh_config": configuration.ssh_config,
+        "root": known.root or ("~/quern" if known.ssh else f".quern/hosts/{host}"),
+        "listen": known.listen,
+    }
 
 
 def _lmstudio(wanted: LmStudio | str | None) -> LmStudio | None:
@@ -51,36 +76,50 @@ def in_words(channel: Channel) -> str:
     return f"{channel['channel']} on {channel['host']}{port}"
 
 
-def host_of(project: Path, channel: Channel) -> LocalHost:
-    """The host of a channel."""
-    if channel["host"] != "local":
-        raise QuernError(
-            f"models.yaml: host {channel['host']}: only the local host can be deployed to yet"
-        )
-    return LocalHost(project / (channel["root"] or ".quern/hosts/local"))
+def host_of(project: Path, channel: Channel, digest: Callable[[str], str] | None = None) -> Host:
+    """The host of a channel (or of a place); `digest` is used for files of this machine, in place
+    of reading them anew."""
+    if channel["ssh"]:
+        return _remote(channel["host"], channel["ssh"], channel["root"], channel["ssh_config"])
+    root = project / Path(channel["root"]).expanduser()
+    return LocalHost(root, channel["host"], digest or read_digest)
 
 
-def deployment_of(
-    host: LocalHost, channel: Channel, release: Release
-) -> Deployment | FolderDeployment:
+def platform_known(host: str) -> Path:
+    """Where it is kept what a host runs, once it was asked."""
+    return Path(f".quern/hosts/{host}.platform.json")
+
+
+@lru_cache
+def _remote(name: str, ssh: str, root: str, config: str | None) -> Host:
+    from tasks.hosts.remote import RemoteHost  # paramiko, which `doit list` need not pay
+    from tasks.hosts.ssh import config_path
+
+    return RemoteHost(name, ssh, root, config_path(config))
+
+
+def listens_at(channel: Channel) -> str:
+    """The "address:port" that a channel's server listens on."""
+    return f"{channel['listen']}:{channel['port']}"
+
+
+def asked_at(channel: Channel) -> str:
+    """The "address:port" at which a channel's server is asked on its own host."""
+    return f"{EVERYWHERE.get(channel['listen'], channel['listen'])}:{channel['port']}"
+
+
+def deployment_of(host: Host, channel: Channel, release: Release) -> Deployment | FolderDeployment:
     """How `release` gets into a channel."""
     if "port" in channel:
-        address = f"{LISTEN_HOST}:{channel['port']}"
-        return Deployment(host, release, channel["channel"], address)
+        return Deployment(host, release, channel["channel"], listens_at(channel), asked_at(channel))
     return FolderDeployment(host, release, channel["channel"], channel["settings"])
 
 
-def wanted_release(host: LocalHost, channel: Channel, release: Release) -> Release:
+def wanted_release(host: Host, channel: Channel, release: Release) -> Release:
     """The release that a channel should have: `release`, unless a rollback withdrew it; then the
     one that is there."""
     if Marks(host, release.model).is_withdrawn(release.id):
         link = host.link_target(host.root / release.model / channel["channel"] / "current")
         if link is not None:
-            return Release.read(link / "manifest.json")
+            return Release.on(host, link)
     return release
-
-
-def installed_files(host: LocalHost, release: Release) -> dict[str, str]:
-    """Role → path on the host, of a release that is installed there."""
-    folder = host.root / release.model / "releases" / release.id
-    return {role: str(folder / entry["file"]) for role, entry in release.manifest["roles"].items()}

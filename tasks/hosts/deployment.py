@@ -10,13 +10,12 @@ from typing import Any
 from tasks.core.errors import QuernError
 from tasks.hosts import history, llm_probe, probe
 from tasks.hosts.holder import Holder, Server, ServerEnded, Times
-from tasks.hosts.local import LocalHost
+from tasks.hosts.host import Host, Platform
 from tasks.hosts.marks import FAILED, Marks
 from tasks.hosts.probe import ProbeFailed
 from tasks.hosts.releases import Release, install
-from tasks.hosts.unix_http import Refused, Unreachable, ask_port
+from tasks.hosts.unix_http import Refused, Unreachable
 
-LISTEN_HOST = "127.0.0.1"
 CONFIRM_SECONDS = 10.0
 
 
@@ -45,11 +44,18 @@ KINDS = {
 }
 
 
+class OtherPlatform(QuernError):
+    """The release's programs don't run on the host."""
+
+
 class Deployment:
     """One release on its way into one channel of one host."""
 
-    def __init__(self, host: LocalHost, release: Release, channel: str, address: str) -> None:
-        self.host, self.release, self.address, self.channel = host, release, address, channel
+    def __init__(
+        self, host: Host, release: Release, channel: str, listens_at: str, asked_at: str = ""
+    ) -> None:
+        self.host, self.release, self.channel = host, release, channel
+        self.listens_at, self.address = listens_at, asked_at or listens_at
         self.directory = host.root / release.model / channel
         self.current = self.directory / "current"
         self.marks = Marks(host, release.model)
@@ -64,8 +70,10 @@ class Deployment:
         previous = self.host.link_target(self.current)
         self.marks.check(self.release.id, retry)
         try:
+            self._refuse_other_platform()
             installed = self._timed("install", install, self.host, self.release, files)
-            self._timed("holder", self.holder.ensure, installed, self.release, self.address)
+            self.host.ask_through(installed / self.release.file("holder"))
+            self._timed("holder", self.holder.ensure, installed, self.release, self.listens_at)
             candidate = self._timed("load", self._load_beside, installed)
             try:
                 self.proof = self._timed(
@@ -79,11 +87,20 @@ class Deployment:
             self._failed(error, previous)
             raise
         self._record("live", previous)
-        total = sum(self.seconds.values())
         self.told = (
-            f"{self.release.name} is live on http://{self.address} "
-            f"after {total:.1f} s, try:\n  {self.kind.example.format(address=self.address)}"
+            f"{self.release.name} is live on http://{self.address} of {self.host.name} "
+            f"after {sum(self.seconds.values()):.1f} s, try there:\n"
+            f"  {self.kind.example.format(address=self.address)}"
         )
+
+    def _refuse_other_platform(self) -> None:
+        known = self.release.manifest.get("platform")
+        built_for, host = Platform.of(known) if known else None, self.host.platform()
+        if built_for and not host.runs_programs_of(built_for):
+            raise OtherPlatform(
+                f"{self.host.name} is {host}; the programs of release {self.release.id} are for "
+                f"{built_for}: nothing was sent"
+            )
 
     def _load_beside(self, installed: Path) -> Server:
         """Load the release where it answers the admin socket only: in the live process if its
@@ -116,7 +133,7 @@ class Deployment:
             if previous is not None:
                 self.host.point(self.current, previous)
             else:
-                self.host.remove_link(self.current)
+                self.host.remove_file(self.current)
             raise
 
     def _confirm(self) -> None:
@@ -124,7 +141,7 @@ class Deployment:
         deadline, agreed, seen = time.monotonic() + CONFIRM_SECONDS, 0, ""
         while agreed < 3:
             try:
-                health = ask_port(self.address, "/health")
+                health = self.host.ask_port(self.address, "/health")
                 seen = f"release {health.get('release')}"
                 agreed = agreed + 1 if health.get("release") == self.release.id else 0
             except (Unreachable, Refused) as error:
@@ -172,7 +189,7 @@ class Deployment:
     def drift(self) -> str:
         """Why what serves is not this release, "" if it is: the server itself is asked."""
         try:
-            health = ask_port(self.address, "/health")
+            health = self.host.ask_port(self.address, "/health")
         except (Unreachable, Refused) as error:
             return f"{self.channel} does not serve: {error}"
         if health.get("release") != self.release.id:

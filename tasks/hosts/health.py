@@ -4,21 +4,15 @@ Each check gives findings; the worst of them is the verdict.
 """
 
 import json
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 from tasks.core.errors import QuernError
-from tasks.core.memory import available_memory
-from tasks.hosts.channels import Channel
-from tasks.hosts.deployment import LISTEN_HOST
-from tasks.hosts.local import LocalHost
+from tasks.hosts.channels import Channel, asked_at
+from tasks.hosts.host import Entry, Host
 from tasks.hosts.releases import Release
-from tasks.hosts.unix_http import Refused, Unreachable, ask_port
+from tasks.hosts.unix_http import Refused, Unreachable
 
 HEALTHY, DEGRADED, UNHEALTHY = "healthy", "degraded", "unhealthy"
 ORDER = (HEALTHY, DEGRADED, UNHEALTHY)
@@ -46,54 +40,52 @@ def verdict(findings: list[Finding]) -> str:
     return max((finding.level for finding in findings), key=ORDER.index, default=UNHEALTHY)
 
 
-def live_release(host: LocalHost, model: str, channel: Channel) -> Release | None:
+def live_release(host: Host, model: str, channel: Channel) -> Release | None:
     """The release that a channel has, None if it has none."""
     link = host.link_target(host.root / model / channel["channel"] / "current")
     try:
-        return Release.read(link / "manifest.json") if link else None
+        return Release.on(host, link) if link else None
     except (FileNotFoundError, QuernError):
         return None
 
 
-def file_findings(
-    host: LocalHost, model: str, channel: Channel, release: Release, digest: Callable[[str], str]
-) -> list[Finding]:
+def file_findings(host: Host, model: str, channel: Channel, release: Release) -> list[Finding]:
     """The model's file as the channel reads it: there, readable, its magic, size and digest."""
     entry = release.manifest["roles"]["weights"]
     directory = host.root / model / channel["channel"]
     placed = json.loads(host.read(directory / "placed.json") or b"{}").get("files")
     paths = placed or [str(host.root / model / "releases" / release.id / entry["file"])]
-    return [_file_finding(path, release.kind, entry, digest) for path in paths]
+    return [_file_finding(host, Path(path), release.kind, entry) for path in paths]
 
 
-def _file_finding(
-    path: str, kind: str, entry: dict[str, Any], digest: Callable[[str], str]
-) -> Finding:
+def _file_finding(host: Host, path: Path, kind: str, entry: Entry) -> Finding:
     def unhealthy(text: str) -> Finding:
         return Finding("file", UNHEALTHY, f"{path}: {text}")
 
     try:
-        size = os.stat(path).st_size
-        if size != entry["size"]:
-            return unhealthy(f"is {size} bytes, the release's is {entry['size']}")
-        with open(path, "rb") as file:
-            magic = file.read(4)
-        if kind == "llm" and magic != GGUF_MAGIC:
+        found = host.signature(path)
+        if found is None:
+            return unhealthy("is not there")
+        if kind == "llm" and host.read(path, first=len(GGUF_MAGIC)) != GGUF_MAGIC:
             return unhealthy("is not a GGUF file")
-        if digest(path) != entry["xxh3_128"]:
+        if not host.holds(path, entry):
             return unhealthy("does not have the release's digest")
     except (OSError, QuernError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         return unhealthy(text or "can't be read")
-    return Finding("file", HEALTHY, f"{path}: {size} bytes, digest {entry['xxh3_128'][:12]}")
+    return Finding(
+        "file", HEALTHY, f"{path}: {entry['size']} bytes, digest {entry['xxh3_128'][:12]}"
+    )
 
 
-def api_findings(channel: Channel, release: Release, max_latency_ms: float) -> list[Finding]:
+def api_findings(
+    host: Host, channel: Channel, release: Release, max_latency_ms: float
+) -> list[Finding]:
     """/health on the port: answers, in time, with the release that the channel should have."""
-    address = f"{LISTEN_HOST}:{channel['port']}"
+    address = asked_at(channel)
     start = time.monotonic()
     try:
-        health = ask_port(address, "/health")
+        health = host.ask_port(address, "/health")
     except (Unreachable, Refused) as error:
         return [Finding("api", UNHEALTHY, str(error))]
     milliseconds = (time.monotonic() - start) * 1000
@@ -107,22 +99,22 @@ def api_findings(channel: Channel, release: Release, max_latency_ms: float) -> l
 
 
 def answer_findings(
-    channel: Channel, prompts: list[str], min_length: int, min_tokens_per_second: float
+    host: Host, channel: Channel, prompts: list[str], min_length: int, min_tokens_per_second: float
 ) -> list[Finding]:
     """Each prompt's answer: long enough, and fast enough."""
     return [
-        _answer_finding(f"{LISTEN_HOST}:{channel['port']}", p, min_length, min_tokens_per_second)
+        _answer_finding(host, asked_at(channel), p, min_length, min_tokens_per_second)
         for p in prompts
     ]
 
 
 def _answer_finding(
-    address: str, prompt: str, min_length: int, min_tokens_per_second: float
+    host: Host, address: str, prompt: str, min_length: int, min_tokens_per_second: float
 ) -> Finding:
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": PROMPT_TOKENS}
     start = time.monotonic()
     try:
-        answer = ask_port(address, "/v1/chat/completions", ANSWER_SECONDS, "POST", body)
+        answer = host.ask_port(address, "/v1/chat/completions", ANSWER_SECONDS, "POST", body)
         text = str(answer["choices"][0]["message"]["content"])
         tokens = int(answer["usage"]["completion_tokens"])
     except (Unreachable, Refused) as error:
@@ -140,14 +132,14 @@ def _answer_finding(
     return Finding("model", HEALTHY, told)
 
 
-def system_findings(host: LocalHost, min_free_gb: float) -> list[Finding]:
+def system_findings(host: Host, min_free_gb: float) -> list[Finding]:
     """Disk and memory that are free, and the memory of GPUs, if there are any."""
-    folder = next(p for p in (host.root, *host.root.parents) if p.exists())
-    found = [_free("disk", shutil.disk_usage(folder).free, min_free_gb)]
-    available = available_memory()
-    if available is not None:
-        found.append(_free("memory", available, min_free_gb))
-    for name, used, total in gpu_memory():
+    found = [
+        _free(check, free, min_free_gb)
+        for check, free in (("disk", host.free_disk()), ("memory", host.free_memory()))
+        if free is not None
+    ]
+    for name, used, total in gpu_memory(host):
         level = DEGRADED if used > MOST_GPU_MEMORY * total else HEALTHY
         found.append(Finding("gpu", level, f"{name}: {used} of {total} MiB are used"))
     return found
@@ -159,15 +151,14 @@ def _free(check: str, free: int, min_free_gb: float) -> Finding:
     return Finding(check, DEGRADED if low else HEALTHY, text)
 
 
-def gpu_memory() -> list[tuple[str, int, int]]:
+def gpu_memory(host: Host) -> list[tuple[str, int, int]]:
     """(name, MiB used, MiB in all) of each GPU that nvidia-smi knows."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if not host.has_program("nvidia-smi"):
         return []
     query = ["--query-gpu=name,memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run([program, *query], capture_output=True, text=True, timeout=20)
-        rows = [line.rsplit(", ", 2) for line in done.stdout.splitlines()]
+        _, printed = host.run(["nvidia-smi", *query], Path("/"), 20)
+        rows = [line.rsplit(", ", 2) for line in printed.splitlines()]
         return [(name, int(used), int(total)) for name, used, total in rows]
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+    except (OSError, QuernError, ValueError):
         return []

@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.hosts.local import LocalHost
+from tasks.hosts.host import Host
 from tasks.hosts.marks import who
 from tasks.hosts.releases import Release
 
 
 def record(
-    host: LocalHost,
+    host: Host,
     release: Release,
     channel: str,
     outcome: str,
@@ -39,7 +39,7 @@ def record(
     )
 
 
-def went_live(host: LocalHost, model: str, channel: str) -> list[str]:
+def went_live(host: Host, model: str, channel: str) -> list[str]:
     """Ids of the releases that were live in `channel`, the oldest first, as often as they were."""
     lines = (host.read(host.root / model / "history.jsonl") or b"").splitlines()
     records = [json.loads(line) for line in lines]

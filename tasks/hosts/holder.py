@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts.local import LocalHost
+from tasks.hosts.host import Host, Program
 from tasks.hosts.releases import Release
-from tasks.hosts.unix_http import Unreachable, ask_socket
+from tasks.hosts.unix_http import Unreachable
 
 HOLDER_SECONDS = 10.0
 
@@ -31,6 +31,7 @@ class Server:
     """A server process under a holder; `state` is standby, live or draining. `loaded` are the
     release and digests that a live one read to load another release beside its own."""
 
+    host: Host
     channel: Path
     pid: int
     release: Path
@@ -40,20 +41,20 @@ class Server:
 
     def ask(self, method: str, target: str, body: Any = None, timeout: float = 30) -> Any:
         """One request on the server's admin socket. Raises Unreachable, Refused."""
-        return ask_socket(self.channel / self.admin, method, target, body, timeout)
+        return self.host.ask_socket(self.channel / self.admin, method, target, body, timeout)
 
 
 class Holder:
     """The holder of the channel directory `channel`."""
 
-    def __init__(self, host: LocalHost, channel: Path, times: Times | None = None) -> None:
+    def __init__(self, host: Host, channel: Path, times: Times | None = None) -> None:
         self.host = host
         self.channel = channel
         self.times = times or Times()
 
     def ask(self, method: str, target: str, body: Any = None) -> dict[str, Any]:
         """One request to the holder. Raises Unreachable, Refused."""
-        return ask_socket(self.channel / "holder.sock", method, target, body)
+        return self.host.ask_socket(self.channel / "holder.sock", method, target, body)
 
     def ensure(self, directory: Path, release: Release, address: str) -> None:
         """See that a holder of this release's digest listens on `address` ("host:port")."""
@@ -73,7 +74,7 @@ class Holder:
     def servers(self) -> list[Server]:
         """The servers it holds. Raises Unreachable."""
         return [
-            Server(self.channel, c["pid"], Path(c["release"]), c["admin"], c["state"])
+            Server(self.host, self.channel, c["pid"], Path(c["release"]), c["admin"], c["state"])
             for c in self.ask("GET", "/status")["children"]
         ]
 
@@ -87,7 +88,9 @@ class Holder:
         Raises QuernError when it ends instead, with its last words.
         """
         started = self.ask("POST", "/start", {"release": str(directory)})
-        server = Server(self.channel, started["pid"], directory, started["admin"], "standby")
+        server = Server(
+            self.host, self.channel, started["pid"], directory, started["admin"], "standby"
+        )
         deadline = time.monotonic() + self.times.start
         while True:
             try:
@@ -112,8 +115,8 @@ class Holder:
 
     def last_words(self) -> str:
         """The last line that a server logged, else the holder's own."""
-        data = self.host.read(self.channel / "holder.log") or b""
-        lines = data[-4096:].decode(errors="replace").strip().splitlines()
+        data = self.host.read(self.channel / "holder.log", last=4096) or b""
+        lines = data.decode(errors="replace").strip().splitlines()
         by_servers = [line for line in lines[-8:] if " quern-holder[" not in line]
         return next(iter([*by_servers[-1:], *lines[-1:]]), "it said nothing")
 
@@ -144,7 +147,7 @@ class Holder:
         )
         self._wait_until_answers(process)
 
-    def _wait_until_answers(self, process: Any = None) -> None:
+    def _wait_until_answers(self, process: Program | None = None) -> None:
         deadline = time.monotonic() + HOLDER_SECONDS
         while True:
             try:

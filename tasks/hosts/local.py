@@ -1,50 +1,86 @@
-"""The local host: the folder that releases live in, and what is done there.
-
-The other hosts will offer the same few operations over SSH.
-"""
+"""The local host: the folder that releases live in, and what is done there."""
 
 import contextlib
 import fcntl
 import json
 import os
+import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tasks.core.atomic import sync_directory, write_atomically
 from tasks.core.digest import read_digests
-from tasks.core.errors import Busy, QuernError
+from tasks.core.errors import QuernError
+from tasks.core.memory import available_memory
+from tasks.hosts.deployer import Deployer, HostBusy
+from tasks.hosts.host import LOG_BYTES, Entry, Platform
+from tasks.hosts.unix_http import ask_port, ask_socket
 
-LOG_BYTES = 10 << 20
+
+def read_digest(path: str) -> str:
+    """The xxh3_128 of a file, read anew."""
+    return read_digests(Path(path))[1]
 
 
 class LocalHost:
-    """Operations below `root` on this machine."""
+    """This machine, as a Host (tasks/hosts/host.py); `digest` is the xxh3_128 of a path."""
 
-    name = "local"
+    def __init__(
+        self, root: Path, name: str = "local", digest: Callable[[str], str] = read_digest
+    ) -> None:
+        self.root, self.name = root.expanduser().absolute(), name
+        self._digest = digest
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+    def platform(self) -> Platform:
+        """What programs it runs."""
+        system = os.uname()
+        name, version = platform.libc_ver()
+        libc = tuple(int(part) for part in version.split(".")) if name == "glibc" else ()
+        return Platform(system.sysname, system.machine, libc)
 
-    def has_file(self, path: Path) -> bool:
-        """Whether `path` exists."""
-        return path.exists()
+    def expand(self, path: str) -> Path:
+        """`path` with `~` as the user has it, absolute."""
+        return Path(path).expanduser().absolute()
 
-    def put_file(self, source: Path, destination: Path, xxh3: str, executable: bool) -> None:
+    def holds(self, path: Path, entry: Entry) -> bool:
+        """Whether `path` has the entry's bytes."""
+        try:
+            if path.stat().st_size != entry["size"]:
+                return False
+            return bool(self._digest(str(path)) == entry["xxh3_128"])
+        except FileNotFoundError:
+            return False
+
+    def signature(self, path: Path) -> str | None:
+        """Device, inode, size and times of a file, None if there is none."""
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return ":".join(
+            map(
+                str,
+                (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
+            )
+        )
+
+    def put_file(self, source: Path, destination: Path, entry: Entry, executable: bool) -> None:
         """Copy `source` to `destination` (read-only there), verified by digest, by rename.
 
         Raises QuernError when the bytes that arrived are not those of the digest.
         """
+        xxh3 = entry["xxh3_128"]
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = destination.with_name(f".{destination.name}.partial")
         temporary.unlink(missing_ok=True)
         try:
             if not self._link_read_only(source, temporary):
                 shutil.copyfile(source, temporary)
-            _, arrived, _ = read_digests(temporary)
+            arrived = read_digest(str(temporary))
             if arrived != xxh3:
                 raise QuernError(
                     f"{source}: its digest is {arrived[:12]}, the manifest says {xxh3[:12]}; "
@@ -75,18 +111,46 @@ class LocalHost:
         with contextlib.suppress(FileExistsError):
             os.link(source, destination)
 
-    def digest(self, path: Path) -> str:
-        """xxh3_128 of a file, read anew."""
-        return read_digests(path)[1]
+    def place(self, source: Path, target: Path, by: str) -> str:
+        """Put `source` at `target` by rename; returns how. Raises OSError."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.partial")
+        temporary.unlink(missing_ok=True)
+        try:
+            if by == "symbolic-link":
+                temporary.symlink_to(source)
+                os.replace(temporary, target)
+                return by
+            if by in ("automatic", "hard-link"):
+                with (
+                    contextlib.suppress(OSError) if by == "automatic" else contextlib.nullcontext()
+                ):
+                    os.link(source, temporary)
+                    if target.exists() and target.samefile(temporary):
+                        temporary.unlink()  # rename() does nothing between two names of one file
+                    else:
+                        os.replace(temporary, target)
+                    return "hard-link"
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            return "copy"
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a small file, whole or not at all."""
         write_atomically(path, data)
 
-    def read(self, path: Path) -> bytes | None:
-        """A small file's bytes, None if there is none."""
+    def read(self, path: Path, first: int | None = None, last: int | None = None) -> bytes | None:
+        """A file's bytes, or its `first` or `last` ones; None if there is none."""
         try:
-            return path.read_bytes()
+            with open(path, "rb") as file:
+                if last is not None:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - last))
+                return file.read(first)
         except FileNotFoundError:
             return None
 
@@ -100,7 +164,7 @@ class LocalHost:
         shutil.rmtree(path, ignore_errors=True)
 
     def remove_file(self, path: Path) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file or symbolic link, if it is there."""
         path.unlink(missing_ok=True)
 
     def directories(self, path: Path) -> list[str]:
@@ -129,10 +193,6 @@ class LocalHost:
         os.replace(temporary, link)
         sync_directory(link.parent)
 
-    def remove_link(self, link: Path) -> None:
-        """Remove a symbolic link, if it is there."""
-        link.unlink(missing_ok=True)
-
     def append_line(self, path: Path, record: dict[str, Any]) -> None:
         """Append one JSON line, durably."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,13 +215,62 @@ class LocalHost:
                 cwd=log.parent,
             )
 
+    def run(self, command: list[str], cwd: Path, timeout: float) -> tuple[int, str]:
+        """Run a program to its end; returns its status and what it printed."""
+        try:
+            done = subprocess.run(
+                command,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise QuernError(f"{command[0]}: took longer than {timeout:.0f} s") from None
+        return done.returncode, done.stdout
+
+    def has_program(self, name: str) -> bool:
+        """Whether a program of this name is on the PATH."""
+        return shutil.which(name) is not None
+
+    def ask_through(self, holder: Path) -> None:
+        """Servers of this machine are asked directly."""
+
+    def ask_socket(
+        self, path: Path, method: str, target: str, body: Any = None, timeout: float = 10.0
+    ) -> dict[str, Any]:
+        """One request over a Unix socket. Raises Unreachable, Refused."""
+        return ask_socket(path, method, target, body, timeout)
+
+    def ask_port(
+        self, address: str, target: str, timeout: float = 5.0, method: str = "GET", body: Any = None
+    ) -> dict[str, Any]:
+        """One request to "address:port". Raises Unreachable, Refused."""
+        return ask_port(address, target, timeout, method, body)
+
+    def free_disk(self) -> int | None:
+        """Bytes free below `root`."""
+        folder = next(p for p in (self.root, *self.root.parents) if p.exists())
+        return shutil.disk_usage(folder).free
+
+    def free_memory(self) -> int | None:
+        """Bytes of memory available."""
+        return available_memory()
+
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """One deployer at a time per model. Raises Busy."""
+        """One deployer at a time. Raises HostBusy."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
+        with open(path, "a+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Busy(f"{path}: another deploy of this model is at work") from None
+                file.seek(0)
+                raise HostBusy(self.name, path, file.read()) from None
+            file.truncate(0)
+            file.write(Deployer.here().as_line())
+            file.flush()
             yield

@@ -3,7 +3,6 @@
 <root>/<model>/quarantine/<id>.json    {"mark", "why", "who", "at"}
 """
 
-import getpass
 import json
 import os
 import time
@@ -11,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts.local import LocalHost
+from tasks.hosts.deployer import user
+from tasks.hosts.host import Host
 
 FAILED, WITHDRAWN = "failed", "withdrawn"
 
 
 def who() -> str:
     """The user and process at work, for records."""
-    return f"{getpass.getuser()} (process {os.getpid()})"
+    return f"{user()} (process {os.getpid()})"
 
 
 class Marks:
     """The marks on the releases of `model`."""
 
-    def __init__(self, host: LocalHost, model: str) -> None:
+    def __init__(self, host: Host, model: str) -> None:
         self.host, self.model = host, model
 
     def put(self, release_id: str, mark: str, why: str) -> None:

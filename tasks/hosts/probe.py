@@ -33,8 +33,8 @@ def probe(server: Server, directory: Path, release: Release) -> ProbeResult:
     Raises ProbeFailed naming the first wrong answer, Refused, Unreachable.
     """
     _check_digests(server, release)
-    golden = json.loads((directory / release.file("golden")).read_bytes())
-    classes = json.loads((directory / release.file("classes")).read_bytes())
+    golden = json.loads(server.host.read(directory / release.file("golden")) or b"")
+    classes = json.loads(server.host.read(directory / release.file("classes")) or b"")
     tolerance, worst = golden["tolerance"]["relative"], 0.0
     if not golden["probes"]:
         raise ProbeFailed("the golden set is empty")

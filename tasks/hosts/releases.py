@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.core.digest import digest_of_bytes
 from tasks.core.errors import QuernError
-from tasks.hosts.local import LocalHost
+from tasks.hosts.host import Host
 
 RELEASE_ID_DIGITS = 16
 PROGRAMS = ("server", "holder", "engine")
@@ -29,13 +29,25 @@ class Release:
 
     @classmethod
     def read(cls, path: Path) -> "Release":
-        """The release whose manifest is at `path`. Raises FileNotFoundError, QuernError."""
-        data = path.read_bytes()
+        """The release whose manifest is at `path` here. Raises FileNotFoundError, QuernError."""
+        return cls.of(path.read_bytes(), str(path))
+
+    @classmethod
+    def on(cls, host: Host, directory: Path) -> "Release":
+        """The release installed in `directory` of a host. Raises FileNotFoundError, QuernError."""
+        data = host.read(directory / "manifest.json")
+        if data is None:
+            raise FileNotFoundError(str(directory / "manifest.json"))
+        return cls.of(data, f"{host.name}: {directory / 'manifest.json'}")
+
+    @classmethod
+    def of(cls, data: bytes, where: str) -> "Release":
+        """The release whose manifest is `data`, found at `where`. Raises QuernError."""
         try:
             manifest = json.loads(data)
             assert manifest["format"] == 1 and manifest["roles"] and manifest["kind"]
         except (ValueError, KeyError, AssertionError, TypeError):
-            raise QuernError(f"{path}: is not a release manifest; remove it, run again") from None
+            raise QuernError(f"{where}: is not a release manifest; remove it, run again") from None
         return cls(data, digest_of_bytes(data)[:RELEASE_ID_DIGITS], manifest)
 
     @property
@@ -67,31 +79,37 @@ class Release:
         return str(self.manifest["roles"][role]["file"])
 
 
-def install(host: LocalHost, release: Release, files: dict[str, str]) -> Path:
+def install(host: Host, release: Release, files: dict[str, str]) -> Path:
     """Send what the host's store lacks and make the release's directory; returns the directory.
 
-    `files` maps role → path here. A directory that is there already is checked by digest, and
-    made anew if a byte differs. Raises QuernError, OSError.
+    `files` maps role → path here, {} if the release is there only. A directory that is there
+    already is checked by digest, and made anew if a byte differs. Raises QuernError, OSError.
     """
     directory = host.root / release.model / "releases" / release.id
-    if host.has_file(directory / "manifest.json"):
-        if _is_whole(host, directory, release):
-            return directory
+    installed = host.read(directory / "manifest.json")
+    if installed == release.data and _is_whole(host, directory, release):
+        return directory
+    if not files:
+        raise QuernError(
+            f"{host.name}: release {release.id} is damaged ({directory}), and can't be mended "
+            f"from here; doit deploy:{release.model} sends the newest one"
+        )
+    if installed is not None:
         host.remove_directory(directory)
     building = directory.with_name(f".{release.id}.partial")
     host.remove_directory(building)
     host.make_directory(building)
     for role, entry in release.manifest["roles"].items():
         stored = host.root / "store" / entry["xxh3_128"][:2] / entry["xxh3_128"][2:]
-        if not host.has_file(stored) or host.digest(stored) != entry["xxh3_128"]:
-            host.put_file(Path(files[role]), stored, entry["xxh3_128"], role in PROGRAMS)
+        if not host.holds(stored, entry):
+            host.put_file(Path(files[role]), stored, entry, role in PROGRAMS)
         host.link_file(stored, building / entry["file"])
     host.write(building / "manifest.json", release.data)
     host.rename_directory(building, directory)
     return directory
 
 
-def prune(host: LocalHost, model: str, keep: int) -> list[str]:
+def prune(host: Host, model: str, keep: int) -> list[str]:
     """Keep the releases that channels have and the `keep` newest others; returns the removed ids.
 
     Of the host's store goes what no release names any more.
@@ -113,18 +131,14 @@ def prune(host: LocalHost, model: str, keep: int) -> list[str]:
     return removed
 
 
-def _digests(host: LocalHost, directory: Path) -> set[str]:
+def _digests(host: Host, directory: Path) -> set[str]:
     data = host.read(directory / "manifest.json")
     if data is None:
         return set()
     return {entry["xxh3_128"] for entry in json.loads(data)["roles"].values()}
 
 
-def _is_whole(host: LocalHost, directory: Path, release: Release) -> bool:
-    if host.read(directory / "manifest.json") != release.data:
-        return False
+def _is_whole(host: Host, directory: Path, release: Release) -> bool:
     return all(
-        host.has_file(directory / entry["file"])
-        and host.digest(directory / entry["file"]) == entry["xxh3_128"]
-        for entry in release.manifest["roles"].values()
+        host.holds(directory / entry["file"], entry) for entry in release.manifest["roles"].values()
     )

@@ -1,4 +1,4 @@
-"""JSON over HTTP to a server's Unix socket, and to a port; short, bounded calls."""
+"""JSON over HTTP to a server's Unix socket, to a port, and over SSH; short, bounded calls."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def ask_socket(
         connected = _connect(path, timeout)
     except OSError as error:
         raise Unreachable(f"{path}: no answer to {method} {target}: {_words(error)}") from None
-    return _ask("localhost", connected, timeout, method, target, body, f"{path}")
+    return ask_connected(connected, f"{path}", timeout, method, target, body)
 
 
 def ask_port(
@@ -45,6 +45,19 @@ def ask_port(
     """Ask "host:port", on a connection of its own. Raises Unreachable, Refused."""
     key = os.environ.get("QUERN_READ_KEY")
     return _ask(address, None, timeout, method, target, body, address, key)
+
+
+def ask_connected(
+    connected: Any,
+    where: str,
+    timeout: float,
+    method: str,
+    target: str,
+    body: Any,
+    key: str | None = None,
+) -> dict[str, Any]:
+    """One request over `connected`, a socket or an SSH channel. Raises Unreachable, Refused."""
+    return _ask("localhost", connected, timeout, method, target, body, where, key)
 
 
 def _connect(path: Path, timeout: float) -> socket.socket:
@@ -67,7 +80,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
 
 def _ask(
     address: str,
-    connected: socket.socket | None,
+    connected: Any,
     timeout: float,
     method: str,
     target: str,

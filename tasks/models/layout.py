@@ -2,12 +2,13 @@
 
 import re
 
-from tasks.core.configuration import LanguageModel
+from tasks.core.configuration import LanguageModel, Source
 from tasks.models.hugging_face import pretrained_files, tokenizer_files
 from tasks.models.llama_cpp.files import library_file, server_files
 
 SERVER = "native/build/quern-server"
 HOLDER = "native/build/quern-holder"
+PLATFORM = "native/build/platform.json"
 CHAT_SERVER = "native/build/quern-chat"
 
 
@@ -16,11 +17,27 @@ def artifact(model: str, file: str) -> str:
     return f"weights/{model}/{file}"
 
 
-def release_files(model: str, classes: str) -> dict[str, str]:
-    """Role → path, for everything a release of `model` is made of."""
+def programs(host: str = "") -> dict[str, str]:
+    """Role → path of the classifiers' server and its holder, for this machine or for `host`."""
+    files = {"server": SERVER, "holder": HOLDER}
+    return {role: built_for(path, host) for role, path in files.items()}
+
+
+def built_for(path: str, host: str) -> str:
+    """Where the file that `path` is for this machine lies for `host`."""
+    return f"native/build/{host}/{path.rpartition('/')[2]}" if host else path
+
+
+def manifest_file(model: str, host: str = "") -> str:
+    """The release manifest of a model: for this machine, or for `host`, whose programs may be
+    others."""
+    return artifact(model, f"manifest@{host}.json" if host else "manifest.json")
+
+
+def release_files(model: str, classes: str, host: str = "") -> dict[str, str]:
+    """Role → path, for everything a release of `model` on this machine or on `host` is made of."""
     return {
-        "server": SERVER,
-        "holder": HOLDER,
+        **programs(host),
         "weights": artifact(model, "model_weights.bin"),
         "classes": classes,
         "golden": artifact(model, "golden.json"),
@@ -44,6 +61,11 @@ LLAMA_LIBRARIES = tuple(
 )
 
 
+def adapter_folder(name: str, model: LanguageModel) -> str | None:
+    """The directory of a language model's adapter: the user's own, or where fetch brings it."""
+    return artifact(name, "adapter") if isinstance(model.adapter, Source) else model.adapter
+
+
 def merged_files(name: str, base: str, adapter: str) -> dict[str, str]:
     """File name → path, for every file of the merged model: the base's own names, and the
     tokenizer files that the adapter brings. Of a base that isn't there, config.json alone."""
@@ -54,8 +76,9 @@ def merged_files(name: str, base: str, adapter: str) -> dict[str, str]:
 def model_files(name: str, model: LanguageModel) -> list[str]:
     """The files of the Hugging Face model that a language model's GGUF is made of: the merged
     one's, or without an adapter the base's own."""
-    if model.adapter:
-        return list(merged_files(name, model.base, model.adapter).values())
+    adapter = adapter_folder(name, model)
+    if adapter:
+        return list(merged_files(name, model.base, adapter).values())
     return [f"{model.base}/{file}" for file in pretrained_files(model.base) or ["config.json"]]
 
 

@@ -9,6 +9,7 @@ from doit.exceptions import BaseFail
 
 from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.reporter import failure_in_one_line
+from tasks.core.store import remove_directory
 
 
 class Clean(ProjectCommand, DoitClean):  # type: ignore[misc]
@@ -51,6 +52,10 @@ class Clean(ProjectCommand, DoitClean):  # type: ignore[misc]
                 self.outstream.write(f"{task.name} - removing file '{target}'\n")
                 if not dryrun:
                     os.remove(target)
+            elif os.path.islink(target):
+                self.outstream.write(f"{task.name} - removing directory '{target}'\n")
+                if not dryrun:
+                    remove_directory(target)
             elif os.path.isdir(target) and not os.listdir(target):
                 self.outstream.write(f"{task.name} - removing directory '{target}'\n")
                 if not dryrun:

@@ -40,6 +40,7 @@ class ProjectCommand:
     project: Project
     dep_manager: Any
     task_list: list[Any]
+    arguments: list[str]
 
     def parse_execute(self, in_args: list[str]) -> int:
         """doit's parsing, whose complaints become one line."""
@@ -103,9 +104,7 @@ class ProjectCommand:
         self.project.open()
         try:
             self.dep_manager = Globals.dep_manager = Records(self.project)
-            self.task_list = self.loader.load_tasks(cmd=self, pos_args=args)
-            for task in self.task_list:
-                self._adopt(task)
+            self.load_tasks(args)
             params["pos_args"] = args
             params["continue_"] = params.get("continue")
             params["force_verbosity"] = "verbosity" in params._non_default_keys
@@ -116,13 +115,21 @@ class ProjectCommand:
             self.project.close()
             self.project.lock.release()
 
+    def load_tasks(self, args: list[str]) -> None:
+        """Make the tasks of what lies in the project now."""
+        self.arguments = args
+        self.task_list = self.loader.load_tasks(cmd=self, pos_args=args)
+        for task in self.task_list:
+            self._adopt(task)
+
     def _adopt(self, task: Any) -> None:
         # One file is one node, however it is spelled.
         task.file_dep = {self._spelled_once(path) for path in task.file_dep}
         task.targets = [self._spelled_once(path) for path in task.targets]
         action = recipe_action(task)
-        if action and action.recipe.drop:
+        if action:
             action.task = task
+        if action and action.recipe.drop:
             self.project.intermediates.adopt(action, self.dep_manager.recorded(task.name))
 
     def _spelled_once(self, path: str) -> str:

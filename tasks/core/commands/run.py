@@ -15,6 +15,7 @@ from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 from doit.task import Stream
 
+from tasks.core.choice import settle_choices
 from tasks.core.commands.project_command import (
     A_TASK_BROKE,
     COULD_NOT_START,
@@ -172,10 +173,8 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
         failure_verbosity: int = 0,
         json: bool = False,
     ) -> int:
-        self.control = TaskControl(self.task_list, auto_delayed_regex=auto_delayed_regex)
-        self.control.process(self.sel_tasks)
-        if single:
-            self._drop_dependencies()
+        self._select(auto_delayed_regex, single)
+        settle_choices(self.project, self.control)
         if num_process < 0:
             raise InvalidCommand(f"-n {num_process}: must not be negative")
         to_file = isinstance(outfile, str)
@@ -193,13 +192,24 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                 always,
                 Stream(verbosity, force_verbosity),
             ]
-            if num_process:
-                runner: Any = ThreadRunner(*arguments, num_process=num_process)
-            else:
-                runner = SerialRunner(*arguments)
-            runner.begin(self.project)
+
+            def new_runner() -> Any:
+                runner: Any = SerialRunner(*arguments)
+                if num_process:
+                    runner = ThreadRunner(*arguments, num_process=num_process)
+                runner.begin(self.project)
+                return runner
+
             try:
+                runner = new_runner()
                 status = self._run_all(runner)
+                if runner.tasks_are_stale and not status:
+                    # A directory came with other files than the tasks were made of: what follows
+                    # it has waited (CommitEachTask.process_task_result).
+                    self.load_tasks(self.arguments)
+                    self._select(auto_delayed_regex, single)
+                    runner = new_runner()
+                    status = self._run_all(runner)
                 self._notify(runner)
             finally:
                 end_all()
@@ -241,6 +251,12 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                 sys.stderr.write(f"{line}\n")
         except Exception as error:
             sys.stderr.write(f"notify: {in_one_line(error)}\n")
+
+    def _select(self, auto_delayed_regex: bool, single: bool) -> None:
+        self.control = TaskControl(self.task_list, auto_delayed_regex=auto_delayed_regex)
+        self.control.process(self.sel_tasks)
+        if single:
+            self._drop_dependencies()
 
     def _drop_dependencies(self) -> None:
         for name in self.control.selected_tasks:

@@ -17,6 +17,7 @@ OUTCOMES = {
     "ran": "ran for {seconds:.1f} s",
     "restored": "was restored from the store in {seconds:.1f} s",
     "failed": "failed: {message}",
+    "left": "was left for the next run: {message}",
 }
 
 
@@ -59,7 +60,12 @@ class Why(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         decisions = state.rows(
             "select run, at, outcome, seconds, message, reasons from decision where name=?", name
         )
-        last: dict[str, Any] = {"decision": None, "up_to_date_at": None}
+        looks = state.rows("select at, told from look where name=?", name)
+        last: dict[str, Any] = {
+            "look": {"at": looks[0][0], "told": looks[0][1]} if looks else None,
+            "decision": None,
+            "up_to_date_at": None,
+        }
         if decisions:
             run, at, outcome, seconds, message, reasons = decisions[0]
             last["decision"] = {
@@ -77,6 +83,8 @@ class Why(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
 
 def _lines(item: dict[str, Any]) -> list[str]:
     lines = [f"{item['task']}:"]
+    if item["look"]:
+        lines.append(f"  {_moment(item['look']['at'])}: looked: {item['look']['told']}")
     if item["up_to_date_at"]:
         lines.append(
             f"  {_moment(item['up_to_date_at'])}: did not run: nothing it depends on had changed"

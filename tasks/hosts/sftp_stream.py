@@ -1,0 +1,233 @@
+"""A file's bytes by SFTP through paramiko, many requests in flight, in a thread beside.
+
+SFTP version 3 as OpenSSH speaks it: draft-ietf-secsh-filexfer-02, and PROTOCOL in OpenSSH's
+sources. paramiko's own get() and put() wait for one 32 KiB answer after the other, or hold the
+whole file in memory.
+"""
+
+import os
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+
+import paramiko
+
+from tasks.core.errors import QuernError
+from tasks.hosts.ssh import Connection
+
+# What OpenSSH's server reads or writes at once; a server that reads less answers with less.
+REQUEST_BYTES = 255 << 10
+# What every server must take (draft, section 3); those with `limits@openssh.com` take more.
+PLAIN_REQUEST_BYTES = 32 << 10
+# More than the line needs only pushes the bytes out of the processor's cache.
+OUTSTANDING_NEAR, OUTSTANDING_FAR = 16, 96
+FAR_SECONDS = 0.005
+
+INIT, OPEN, CLOSE, READ, WRITE = 1, 3, 4, 5, 6
+STATUS, HANDLE, DATA = 101, 102, 103
+FOR_READING, FOR_WRITING, MADE_IF_MISSING = 0x01, 0x02, 0x08
+OK, END_OF_FILE = 0, 1
+
+
+class NoSftp(QuernError):
+    """The host's SSH server has no SFTP subsystem."""
+
+
+class Session:
+    """An SFTP session on a channel of its own; silent for `silence` seconds, it is given up."""
+
+    def __init__(self, connection: Connection, silence: float) -> None:
+        self.connection = connection
+        self.outstanding = (
+            OUTSTANDING_FAR if connection.round_trip > FAR_SECONDS else OUTSTANDING_NEAR
+        )
+        self._number = 0
+        with connection.told():
+            self._channel = connection.open_session()
+            self._channel.settimeout(silence)
+            try:
+                self._channel.invoke_subsystem("sftp")
+            except paramiko.SSHException:
+                if not connection.is_alive:
+                    raise
+                raise NoSftp(f"{connection.name}: its SSH server offers no SFTP") from None
+            self._send(INIT, struct.pack(">I", 3))
+            _, _, extensions = self.receive()
+        self.takes_large_writes = b"limits@openssh.com" in extensions
+
+    def open(self, path: str, flags: int) -> bytes:
+        """The handle of a remote file. Raises QuernError when the host refuses."""
+        kind, body = self.answer(OPEN, _string(path) + struct.pack(">II", flags, 0))
+        if kind != HANDLE:
+            raise self.refused(path, body)
+        return body
+
+    def request(self, kind: int, *body: bytes) -> int:
+        """Send a request; returns the number its answer will have."""
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._send(kind, struct.pack(">I", self._number), *body)
+        return self._number
+
+    def receive(self) -> tuple[int, int, bytes]:
+        """The next answer: its kind, its request's number, the rest."""
+        (length,) = struct.unpack(">I", self._take(4))
+        if not 5 <= length <= 1 << 20:
+            raise self.nonsense()
+        kind, number = struct.unpack(">BI", self._take(5))
+        return kind, number, self._take(length - 5)
+
+    def answer(self, kind: int, body: bytes) -> tuple[int, bytes]:
+        """Send a request and wait for its answer: its kind, the rest."""
+        number = self.request(kind, body)
+        kind, answered, rest = self.receive()
+        if answered != number:
+            raise self.nonsense()
+        return kind, rest
+
+    def refused(self, path: str, status: bytes) -> QuernError:
+        """What a STATUS answer says about `path`, as one line."""
+        words = status[8 : 8 + int.from_bytes(status[4:8])].decode(errors="replace")
+        shown = f"{self.connection.name}:{path}"
+        return QuernError(f"{shown}: {words or f'SFTP status {_code(status)}'}")
+
+    def nonsense(self) -> QuernError:
+        """For answers that are none."""
+        return QuernError(f"{self.connection.name}: its SFTP server speaks nonsense")
+
+    def close(self) -> None:
+        """End the session; the server drops what it was doing, whoever waits for it hears."""
+        self._channel.close()
+
+    def _send(self, kind: int, *body: bytes) -> None:
+        head = struct.pack(">IB", sum(map(len, body)) + 1, kind)
+        self._channel.sendall(b"".join((head, *body)))
+
+    def _take(self, count: int) -> bytes:
+        pieces = []
+        while count:
+            piece = self._channel.recv(count)
+            if not piece:
+                raise EOFError
+            pieces.append(piece)
+            count -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class _Transfer:
+    """Work in a thread beside, on an SFTP session of its own."""
+
+    def __init__(
+        self, connection: Connection, path: str, offset: int, size: int, fd: int, silence: float
+    ) -> None:
+        self.path, self.done, self.size, self.descriptor = path, offset, size, fd
+        self.session = Session(connection, silence)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def work(self) -> None:
+        """Move the bytes from `done` to `size`."""
+        raise NotImplementedError
+
+    def is_over(self) -> bool:
+        """Whether the work has ended."""
+        return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the work, if it still goes on."""
+        self.session.close()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise what it ended with: OutOfReach, QuernError, OSError of the local file."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            with self.session.connection.told():
+                self.work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with suppress(Exception):
+                self.session.close()
+
+
+class Pull(_Transfer):
+    """Brings bytes `offset` to `size` of a remote file into the open file `fd`, in order."""
+
+    def work(self) -> None:
+        """Write what comes to the file."""
+        for block in self._blocks():
+            while block:
+                written = os.pwrite(self.descriptor, block, self.done)
+                self.done += written
+                block = block[written:]
+
+    def _blocks(self) -> Iterator[memoryview]:
+        sftp, step, offset = self.session, REQUEST_BYTES, self.done
+        handle = sftp.open(self.path, FOR_READING)
+        asked: deque[tuple[int, int, int]] = deque()  # request's number, offset, bytes
+        arrived: dict[int, tuple[int, bytes]] = {}
+
+        def ask(start: int, count: int) -> tuple[int, int, int]:
+            return sftp.request(READ, handle, struct.pack(">QI", start, count)), start, count
+
+        while asked or offset < self.size:
+            while len(asked) < sftp.outstanding and offset < self.size:
+                count = min(step, self.size - offset)
+                asked.append(ask(offset, count))
+                offset += count
+            number, start, count = asked.popleft()
+            while number not in arrived:
+                kind, answered, body = sftp.receive()
+                arrived[answered] = kind, body
+            kind, body = arrived.pop(number)
+            if kind == DATA and len(body) > 4:
+                yield memoryview(body)[4:]
+                if (got := len(body) - 4) < count:
+                    # This server reads less at once, or the file ends here.
+                    step = max(got, 4096)
+                    asked.appendleft(ask(start + got, count - got))
+            elif kind == STATUS and _code(body) == END_OF_FILE:
+                return
+            else:
+                raise sftp.refused(self.path, body)
+
+
+class Push(_Transfer):
+    """Writes bytes `offset` to `size` of the open file `fd` at their place in a remote file."""
+
+    def work(self) -> None:
+        """Send the file's bytes, and count those that the host has written."""
+        sftp = self.session
+        handle = sftp.open(self.path, FOR_WRITING | MADE_IF_MISSING)
+        step = REQUEST_BYTES if sftp.takes_large_writes else PLAIN_REQUEST_BYTES
+        sent, unanswered = self.done, deque[int]()
+        while unanswered or sent < self.size:
+            if sent < self.size and len(unanswered) < sftp.outstanding:
+                block = os.pread(self.descriptor, min(step, self.size - sent), sent)
+                if not block:
+                    return  # the local file was cut short; the digest tells
+                place = struct.pack(">QI", sent, len(block))
+                sftp.request(WRITE, handle, place, block)
+                unanswered.append(len(block))
+                sent += len(block)
+                continue
+            kind, _, body = sftp.receive()
+            if kind != STATUS or _code(body) != OK:
+                raise sftp.refused(self.path, body)
+            self.done += unanswered.popleft()
+        sftp.answer(CLOSE, handle)
+
+
+def _string(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogateescape")
+    return struct.pack(">I", len(data)) + data
+
+
+def _code(status: bytes) -> int:
+    return int.from_bytes(status[:4])

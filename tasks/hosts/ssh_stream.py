@@ -1,0 +1,106 @@
+"""A file's bytes through OpenSSH's own `ssh` program: the least work for this machine's cores.
+
+The program writes what comes into the file itself, or is fed through a pipe.
+"""
+
+import os
+import tempfile
+import threading
+from typing import IO
+
+from tasks.core import lifeline
+from tasks.core.errors import QuernError
+from tasks.hosts.ssh import READ_SCRIPT, Connection, OutOfReach, RemoteFailed, script_text
+
+BLOCK_BYTES = 256 << 10
+CONNECTION_FAILED = 255  # ssh(1), "EXIT STATUS"
+PULL = 'if [ "$2" = 1 ]; then exec cat <"$1"; else exec tail -c "+$2" <"$1"; fi'
+# One byte says that all of the script was read, and that what comes next is for cat.
+PUSH = 'exec 3>&1 >>"$1" && printf . >&3 && exec cat'
+
+
+class _Program:
+    """A running ssh program."""
+
+    def __init__(self, connection: Connection, standard_input: int, standard_output: int) -> None:
+        self._connection = connection
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # read by check()
+        ssh = connection.settings.openssh()
+        if ssh is None:
+            raise QuernError("ssh: not found in PATH")
+        # lifeline's commands have no standard input: it is handed over under another number.
+        give = ["/bin/sh", "-c", 'exec "$@" <"$0"', f"/dev/fd/{standard_input}"]
+        self._process = lifeline.start(
+            [*give, *ssh, READ_SCRIPT],
+            stdout=standard_output,
+            stderr=self._said,
+            pass_fds=(standard_input,),
+        )
+
+    def is_over(self) -> bool:
+        """Whether the program has ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the program, if it still runs."""
+        lifeline.end(self._process)
+
+    def check(self) -> None:
+        """Raise OutOfReach or RemoteFailed if it ended with a fault."""
+        status = self._process.wait()
+        if not status:
+            return
+        self._said.seek(0)
+        lines = self._said.read(1 << 16).decode(errors="replace").strip().splitlines()
+        words = f"{self._connection.name}: {lines[-1] if lines else f'ssh: status {status}'}"
+        if status in (CONNECTION_FAILED, -1):
+            raise OutOfReach(words)
+        raise RemoteFailed(words[:300], status)
+
+
+class Pull(_Program):
+    """Brings a remote file from byte `offset` into the open file `descriptor`, at its position."""
+
+    def __init__(self, connection: Connection, path: str, offset: int, descriptor: int) -> None:
+        with tempfile.TemporaryFile() as script:
+            script.write(script_text(PULL, path, str(offset + 1)))
+            script.flush()
+            script.seek(0)
+            super().__init__(connection, script.fileno(), descriptor)
+
+
+class Push(_Program):
+    """Appends bytes `offset` to `size` of the open file `descriptor` to a remote file; `done` is
+    how far it is."""
+
+    def __init__(
+        self, connection: Connection, path: str, offset: int, size: int, descriptor: int
+    ) -> None:
+        self.done = offset
+        reader, self._feed = os.pipe()
+        self._ready, writer = os.pipe()
+        try:
+            super().__init__(connection, reader, writer)
+        finally:
+            os.close(reader)
+            os.close(writer)
+        text = script_text(PUSH, path)
+        self._thread = threading.Thread(target=self._send, args=(text, descriptor, size))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the program, if it still runs, and the thread that feeds it."""
+        super().stop()
+        self._thread.join()
+
+    def _send(self, script: bytes, descriptor: int, size: int) -> None:
+        try:
+            os.write(self._feed, script)
+            if os.read(self._ready, 1):
+                while block := os.pread(descriptor, min(BLOCK_BYTES, size - self.done), self.done):
+                    self.done += os.write(self._feed, block)
+        except BrokenPipeError:
+            pass  # the program has ended; check() knows why
+        finally:
+            os.close(self._feed)
+            os.close(self._ready)
