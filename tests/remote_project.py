@@ -67,6 +67,12 @@ class RemoteProject(DeployProject):
         lines = (self.folder_on(name) / "history.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
+    def stop_servers(self) -> None:
+        """End every process of the machines, and start their sshd again."""
+        for machine in self.machines.values():
+            machine.stop()
+            machine.start()
+
     def stop(self) -> None:
         """End all machines, with all their processes."""
         super().stop()

@@ -187,7 +187,11 @@ class Deployment:
             self.seconds[step] = time.monotonic() - start
 
     def drift(self) -> str:
-        """Why what serves is not this release, "" if it is: the server itself is asked."""
+        """Why what serves is not this release, "" if it is: the server itself is asked, and the
+        link that a restarted one would go by."""
+        link = self.host.link_target(self.current)
+        if link is not None and link.name != self.release.id:
+            return f"{self.channel} has {link.name}, not {self.release.id}"
         try:
             health = self.host.ask_port(self.address, "/health")
         except (Unreachable, Refused) as error:

@@ -19,12 +19,12 @@ from tasks.core.errors import QuernError
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
 from tasks.hosts.remote_digest import remote_sha256
-from tasks.hosts.ssh import Connection, OutOfReach, RemoteFailed, connections
+from tasks.hosts.ssh import NO_STATUS, Connection, OutOfReach, RemoteFailed, connections
 from tasks.hosts.transfer import upload
 from tasks.hosts.unix_http import Unreachable, ask_connected
 
 HEARTBEAT_SECONDS = 20.0
-RELEASE_SECONDS = 5.0
+ENDING_SECONDS = 5.0
 # What servers and holders read from their environment; it comes from the deployer's.
 PASSED_ON = ("QUERN_READ_KEY", "QUERN_ADMIN_KEY")
 
@@ -336,7 +336,9 @@ class RemoteHost:
                 channel, f"{self.name} {address}", timeout, method, target, body, key
             )
         except Unreachable:
-            if not connection.is_alive:
+            # The server's silence, or the connection's?
+            ended = channel.status_event.wait(ENDING_SECONDS)
+            if ended and channel.exit_status == NO_STATUS:
                 raise OutOfReach(f"{self.name}: the connection was cut") from None
             raise
         finally:
@@ -367,6 +369,10 @@ class RemoteHost:
                 word = answer.readline().strip()
                 if word == b"busy":
                     raise HostBusy(self.name, path, answer.readline())
+                if not word and not channel.status_event.wait(ENDING_SECONDS):
+                    raise OutOfReach(f"{self.name}: no answer")
+                if not word and channel.exit_status == NO_STATUS:
+                    raise OutOfReach(f"{self.name}: the connection was cut")
                 if word != b"held":
                     why = "needs flock, perl or python3 for a lock" if word else "can't be locked"
                     raise QuernError(f"{self.name}: {path}: {why}")
@@ -376,7 +382,7 @@ class RemoteHost:
             # The next one to ask shall find it free: the script is waited for.
             with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
                 channel.shutdown_write()
-                channel.status_event.wait(RELEASE_SECONDS)
+                channel.status_event.wait(ENDING_SECONDS)
             channel.close()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +39,9 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
+NO_STATUS = -1  # paramiko's word for a command that ended without one: with its connection
+
+
 class OutOfReach(TryAgainLater):
     """No connection, or it was cut: the next run tries again."""
 
@@ -47,7 +51,7 @@ class NotTrusted(QuernError):
 
 
 class RemoteFailed(QuernError):
-    """A command on the host ended with `status`, or -1 if it was killed."""
+    """A command on the host ended with `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -142,7 +146,7 @@ class Connection:
                 status = channel.recv_exit_status()
             finally:
                 channel.close()
-        if status == -1 and not self.is_alive:
+        if status == NO_STATUS:
             raise OutOfReach(f"{self.name}: the connection was cut")
         if status:
             words = said.decode(errors="replace").strip().splitlines() or [f"status {status}"]
@@ -260,8 +264,13 @@ def _through(settings: Settings, jump: Connection | None) -> Connection:
             f"{name}: the key needs a passphrase; give it to ssh-agent (ssh-add), "
             "or use a key without one"
         ) from None
-    except (paramiko.AuthenticationException, paramiko.ssh_exception.NoValidConnectionsError):
+    except paramiko.AuthenticationException as error:
         client.close()
+        if "transport shut down" in str(error):  # paramiko's word for a connection that ended
+            raise OutOfReach(
+                f"{name}: the connection ended during the login: it was cut, or too many keys "
+                "were offered (IdentitiesOnly in ~/.ssh/config offers fewer)"
+            ) from None
         raise QuernError(
             f"{name}: it refuses {settings.user or 'the user'}: no key that we have is accepted; "
             f"ssh {name} must work without a password"
@@ -329,7 +338,14 @@ def _socket(settings: Settings, jump: Connection | None) -> socket.socket:
                     f"{settings.destination}: {jump.name} can't reach it: {error.text}"
                 ) from None
     if settings.proxy_command:
-        return paramiko.ProxyCommand(settings.proxy_command)  # type: ignore[return-value]
+        # Not paramiko's ProxyCommand, which turns round and round when the command has ended.
+        ours, its = socket.socketpair()
+        command = ["/bin/sh", "-c", f"exec {settings.proxy_command}"]
+        subprocess.Popen(
+            command, stdin=its.fileno(), stdout=its.fileno(), stderr=subprocess.DEVNULL
+        )
+        its.close()
+        return ours
     try:
         connected = socket.create_connection(target, settings.connect_seconds)
     except OSError as error:

@@ -96,11 +96,23 @@ def settings_of(destination: str, config: str | None = None) -> Settings:
         identities=tuple(os.path.expanduser(name) for name in found.get("identityfile", [])),
         agent=os.path.expanduser(agent) if agent not in ("", "SSH_AUTH_SOCK") else None,
         jumps=() if jumps == "none" else tuple(jumps.split(",")),
-        proxy_command=None if proxy == "none" else proxy,
+        proxy_command=None if proxy == "none" else _expanded(proxy, found, destination),
         known_as=alias or (hostname if port == 22 else f"[{hostname}]:{port}"),
         known_hosts=tuple(files),
         connect_seconds=float(timeout) if timeout.isdigit() and int(timeout) else 10.0,
     )
+
+
+def _expanded(command: str, found: dict[str, list[str]], destination: str) -> str:
+    """ProxyCommand's tokens (ssh_config(5), TOKENS)."""
+    values = {
+        "h": (found.get("hostname") or [destination])[0],
+        "p": (found.get("port") or ["22"])[0],
+        "r": (found.get("user") or [""])[0],
+        "n": destination,
+        "%": "%",
+    }
+    return re.sub(r"%([hprn%])", lambda token: values[token[1]], command)
 
 
 def _asked(destination: str, config: str | None) -> dict[str, list[str]]:
