@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.core.action import progress
+from tasks.core.action import announce, progress
 from tasks.core.atomic import write_atomically
 from tasks.core.choice import OPTIONS, Wish, keep_choice, read_choice
 from tasks.core.configuration import LanguageModel, Source, load_configuration
@@ -380,6 +380,7 @@ def fetch_checkpoint(
         _bring_file(connect, source["path"], source["size"], source["sha256"], Path(checkpoint))
         _refuse_changed(connect, source["path"], signature, directory=False)
     write_atomically(Path(origin), canonical_json(source) + b"\n")
+    _announce("new checkpoint", source)
 
 
 def fetch_adapter(
@@ -411,6 +412,12 @@ def fetch_adapter(
     if moved:
         _refuse_changed(connect, source["path"], signature, directory=True)
     write_atomically(Path(origin), canonical_json({**source, "files": files}) + b"\n")
+    _announce("new adapter", source)
+
+
+def _announce(kind: str, source: Fields) -> None:
+    at = f"{source['host']}:{source['path']}" if "host" in source else source["path"]
+    announce(kind, at if source["cycle"] is None else f"cycle {source['cycle']} ({at})")
 
 
 def _bring_file(

@@ -16,7 +16,7 @@ from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.errors import QuernError
 from tasks.core.schedules import crontab, launchd, systemd
 from tasks.core.schedules.job import Job, in_words, name_of, seconds
-from tasks.core.schedules.program import call, last_words
+from tasks.core.schedules.program import call, in_one_line
 
 WAYS = {"systemd": systemd, "launchd": launchd, "crontab": crontab}
 # What decides which build a run is, and no schedule sets by itself.
@@ -145,7 +145,7 @@ def refuse_what_would_not_start(job: Job) -> None:
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), **job.environment}
     done = call(str(job.program), "list", cwd=job.project, env=bare)
     if done.returncode:
-        raise QuernError(f"not installed, doit would not start there: {last_words(done)}")
+        raise QuernError(f"not installed, doit would not start there: {in_one_line(done)}")
 
 
 def described(project: Path, way: ModuleType, by: str) -> str:

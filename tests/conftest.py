@@ -3,12 +3,13 @@
 import io
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.build_project import BuildProject, kill_started
+from tests.receiver import Receiver
 
 # A shell's background job ignores SIGINT, nohup's SIGHUP; so would every doit started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,3 +78,22 @@ def language_models(tmp_path_factory: pytest.TempPathFactory) -> object:
     from tests.gguf_models import LanguageModels
 
     return LanguageModels(tmp_path_factory.mktemp("language_models"))
+
+
+@pytest.fixture
+def receivers() -> Iterator[Callable[..., Receiver]]:
+    """Starts servers that take notifications, on a port if one is given."""
+    started: list[Receiver] = []
+
+    def start(port: int = 0) -> Receiver:
+        started.append(Receiver(port))
+        return started[-1]
+
+    yield start
+    for receiver in started:
+        receiver.close()
+
+
+@pytest.fixture
+def receiver(receivers: Callable[..., Receiver]) -> Receiver:
+    return receivers()

@@ -5,12 +5,14 @@ and launchctl stand before them on PATH, which write down what they are asked an
 units are put to the real systemd-analyze.
 """
 
+import fcntl
 import json
 import os
 import plistlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,12 +64,14 @@ def crontab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / ".config"))
     monkeypatch.delenv("QUERN_MODELS", raising=False)
-    before = read_crontab()
-    write_crontab(SOMEBODYS)
-    assert read_crontab() == SOMEBODYS
-    yield
-    write_crontab(before)
-    assert read_crontab() == before
+    with open(Path(tempfile.gettempdir()) / f"quern-tests-crontab-{os.getuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # there is one crontab for all test runs of a user
+        before = read_crontab()
+        write_crontab(SOMEBODYS)
+        assert read_crontab() == SOMEBODYS
+        yield
+        write_crontab(before)
+        assert read_crontab() == before
 
 
 @pytest.fixture
@@ -251,6 +255,14 @@ def test_a_path_that_no_schedule_can_hold_is_refused(tmp_path):
     assert read_crontab() == SOMEBODYS
 
 
+def test_a_line_too_long_for_cron_is_refused_by_crontab_itself(project, monkeypatch):
+    monkeypatch.setenv("QUERN_MODELS", "x" * 1200)
+    outcome = project.doit("schedule", "install", "--by", "crontab")
+    assert outcome.status == 3 and len(outcome.text.splitlines()) == 1
+    assert outcome.err.startswith("crontab -: ")
+    assert own_lines(project) == []
+
+
 def test_what_would_not_start_without_the_shell_s_variables_is_not_installed(project, monkeypatch):
     project.write("dodo.py", 'import os\nos.environ["TOKEN"]\n' + project.read("dodo.py"))
     monkeypatch.setenv("TOKEN", "secret-of-the-shell")
@@ -259,6 +271,11 @@ def test_what_would_not_start_without_the_shell_s_variables_is_not_installed(pro
     assert "not installed, doit would not start there: " in outcome.err and "TOKEN" in outcome.err
     assert "secret-of-the-shell" not in outcome.text
     assert own_lines(project) == []
+    project.write(".quern/environment", "TOKEN=kept\n").chmod(0o600)
+    install(project)
+    _, line = own_lines(project)
+    assert "kept" not in line
+    assert run_as_cron_does(line).returncode == 0
 
 
 def test_where_there_is_nothing_to_schedule_with_one_line_says_so(project, tmp_path, monkeypatch):

@@ -182,3 +182,41 @@ def test_a_wrong_line_is_named_and_not_shown(project, line):
     assert outcome.status == 3
     assert outcome.err.splitlines() == [".quern/environment:2: is not a NAME=value line"]
     assert SECRET not in project.read(".quern/logs/run.log")
+
+
+# ---- a model's whole way -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_goes_live_and_what_does_not_is_told(deploy_project, receiver):
+    import torch
+
+    project = deploy_project
+    models = project.root / "models.yaml"
+    models.write_text(f'{models.read_text()}\nnotify: ["{receiver.address}"]\n')
+    project.use_checkpoint(0)
+    project.doit("--cron")
+    checkpoint = "training/checkpoints_cycle1/best_model.pth"
+    live = f"stable on local, port {project.port}"
+    fetched, deployed = receiver.texts().pop().splitlines()
+    assert fetched == f"new checkpoint: fetch:digits: cycle 1 ({checkpoint})"
+    assert re.fullmatch(
+        r"deployed: deploy:digits: Cycle 1 \(Epoch 0, 50\.00%\) in "
+        + live
+        + r", accuracy 50\.00%, after \d+\.\d s",
+        deployed,
+    )
+    assert project.doit("--cron").stdout == "" and len(receiver.texts()) == 1
+    torch.save({"model_state_dict": {"another": torch.zeros(3)}}, project.root / checkpoint)
+    for _ in range(2):
+        project.doit("--cron", status=1)
+    assert len(receiver.texts()) == 2
+    failed, stands, fetched = receiver.texts()[1].splitlines()
+    assert failed.startswith("failed: weights:digits: ")
+    assert stands == f"digits: {live} still serves Cycle 1 (Epoch 0, 50.00%)"
+    assert fetched.startswith("new checkpoint: ")
+    project.use_checkpoint(1)
+    project.doit("--cron")
+    assert len(receiver.texts()) == 3
+    kinds = [line.partition(":")[0] for line in receiver.texts()[2].splitlines()]
+    assert kinds == ["recovered", "new checkpoint", "deployed"]

@@ -44,6 +44,11 @@ def note(text: str) -> None:
     _send({"note": text})
 
 
+def announce(kind: str, text: str) -> None:
+    """Have one line told to those whom models.yaml's `notify` names, when the run is over."""
+    _send({"announce": {"kind": kind, "text": text}})
+
+
 def _send(event: dict[str, Any]) -> None:
     if _events is None:
         return

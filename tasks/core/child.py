@@ -6,10 +6,12 @@ progress, notes, the result and the one-line error.
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,14 @@ def call_in_child(
     arguments: Mapping[str, Any],
     log: Path,
     on_event: Callable[[dict[str, Any]], None],
+    limit_seconds: float = math.inf,
 ) -> Any:
     """Call `module:function` with keyword `arguments` (JSON values) and return its result.
 
-    Raises QuernError (one line) when the function raises one, fails otherwise, or is killed.
+    Raises QuernError (one line) when the function raises one, fails otherwise, is killed, or takes
+    longer than the limit.
     """
+    deadline = time.monotonic() + limit_seconds
     request = json.dumps({"function": function, "arguments": dict(arguments)}).encode()
     request_read, request_write = os.pipe()
     events_read, events_write = os.pipe()
@@ -53,7 +58,7 @@ def call_in_child(
         try:
             with contextlib.suppress(BrokenPipeError), os.fdopen(request_write, "wb") as writer:
                 writer.write(request)
-            for event in _events(events.fileno(), process):
+            for event in _events(events.fileno(), process, deadline):
                 if "error" in event:
                     failure = _kind(event.get("kinds"))(str(event["error"]))
                 elif "result" in event:
@@ -84,10 +89,12 @@ def _last_words(log: Path, start: int) -> str:
     return f"; its last words: {' | '.join(lines[-3:])[-300:]} (in full: {log})" if lines else ""
 
 
-def _events(descriptor: int, process: Process) -> Iterator[dict[str, Any]]:
+def _events(descriptor: int, process: Process, deadline: float) -> Iterator[dict[str, Any]]:
     """The child's events, until it is gone; lines that aren't events are passed over."""
     rest = bytearray()
     while True:
+        if time.monotonic() > deadline:
+            raise QuernError("it took too long and was ended")
         # A daemon forked off by the child may hold the pipe for ever: its end alone won't do.
         ready, _, _ = select.select([descriptor], [], [], 0.2)
         if not ready:

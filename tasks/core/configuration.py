@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
+from tasks.core.environment import configuration_file as configuration_file
 from tasks.core.errors import QuernError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -221,11 +222,13 @@ class Host(Section, frozen=True):
 
 
 class Configuration(Section, frozen=True):
-    """The whole of models.yaml; `ssh_config` is a file to use in place of ~/.ssh/config."""
+    """The whole of models.yaml; `ssh_config` is a file to use in place of ~/.ssh/config, `notify`
+    are apprise's addresses (docs/unattended.md)."""
 
     models: dict[Name, Classifier | LanguageModel]
     hosts: dict[Name, Host] = {}
     ssh_config: str | None = None
+    notify: list[str] = []
 
     def classifiers(self) -> dict[str, Classifier]:
         """The models of kind classifier, by name."""
@@ -242,11 +245,6 @@ class Configuration(Section, frozen=True):
             if isinstance(model.adapter, Source):
                 found[name] = model.adapter
         return found
-
-
-def configuration_file() -> str:
-    """The file that says what to build: `QUERN_MODELS`, by default models.yaml."""
-    return os.environ.get("QUERN_MODELS") or "models.yaml"
 
 
 @lru_cache
@@ -280,6 +278,10 @@ def load_configuration(path: str | None = None) -> Configuration:
 
 
 def _check_references(configuration: Configuration, tree: Any, path: str) -> None:
+    for position, address in enumerate(configuration.notify):
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", address, re.IGNORECASE):
+            problem = "is no address; write service://… as apprise has it, or a webhook's https://…"
+            raise _fault(path, tree, ["notify", str(position)], problem)
     ports: dict[tuple[str, int], str] = {}
     for name, model in configuration.models.items():
         for host, channels in model.deploy.items():
@@ -396,9 +398,11 @@ def _fails_with_only(value: Any, keys: list[str], kept: Any, error: str) -> bool
 
 def _fault(path: str, tree: Any, keys: list[str], problem: str) -> QuernError:
     """The fault with the line of the innermost key that exists."""
-    node, line = tree, 1
+    node, line, place = tree, 1, ""
     for key in keys:
         child = None
+        in_list = isinstance(node, yaml.SequenceNode) and key.isdigit()
+        place += f"[{key}]" if in_list else f".{key}" if place else key
         if isinstance(node, yaml.MappingNode):
             for key_node, value_node in node.value:
                 if key_node.value == key:
@@ -406,14 +410,12 @@ def _fault(path: str, tree: Any, keys: list[str], problem: str) -> QuernError:
         elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
             child = node.value[int(key)]
             line = child.start_mark.line + 1
-        if child is None:
-            break
         node = child
     unknown = re.search(r"contains unknown field `(.+)`", problem)
     if unknown and isinstance(node, yaml.MappingNode):
         line = next((k.start_mark.line + 1 for k, _ in node.value if k.value == unknown[1]), line)
         problem = f"unknown key {unknown[1]!r}; the keys are listed in models.schema.json"
-    where = f"{'.'.join(keys)}: " if keys else ""
+    where = f"{place}: " if keys else ""
     problem = problem[:1].lower() + problem[1:]
     return QuernError(f"{path}:{line}: {where}{problem}")
 

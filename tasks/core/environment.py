@@ -1,4 +1,5 @@
-"""`.quern/environment`: what models.yaml's `${NAME}` stands for where no shell has set it."""
+"""What comes from the environment: which models.yaml, and what its `${NAME}` stands for, by
+`.quern/environment` where no shell has set it."""
 
 import os
 import re
@@ -9,7 +10,12 @@ from tasks.core.errors import QuernError
 FILE = Path(".quern/environment")
 
 
-def load_environment(path: Path = FILE) -> None:
+def configuration_file() -> str:
+    """The file that says what to build: `QUERN_MODELS`, by default models.yaml."""
+    return os.environ.get("QUERN_MODELS") or "models.yaml"
+
+
+def load_environment(path: Path) -> None:
     """Set what the file's NAME=value lines name and the environment lacks.
 
     Raises QuernError, which never shows a value: they may be secrets.

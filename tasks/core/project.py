@@ -9,6 +9,7 @@ from tasks.core.digest import DigestIndex, digest_of_bytes
 from tasks.core.intermediates import Intermediates
 from tasks.core.lock import ProjectLock
 from tasks.core.logs import rotated
+from tasks.core.report import Announcement
 from tasks.core.state import State
 from tasks.core.store import Store
 
@@ -20,6 +21,7 @@ class Project:
         self.root = root
         self.private = root / ".quern"
         self.lock = ProjectLock(self.private / "lock")
+        self.announcements: list[Announcement] = []
         self.event: Callable[[str, dict[str, Any]], None] = lambda task, event: None
 
     def open(self) -> None:
@@ -47,6 +49,16 @@ class Project:
     def open_log(self, task: str) -> Path:
         """The task's log, ready to be appended to: rotated when over 1 MiB, five kept."""
         return rotated(self.log_path(task))
+
+    def announce(self, task: str, kind: str, text: str) -> None:
+        """Have one line told to those whom models.yaml's `notify` names, when the run is over."""
+        self.hear(task, {"announce": {"kind": kind, "text": text}})
+
+    def hear(self, task: str, event: dict[str, Any]) -> None:
+        """Something a task's process says, from any thread."""
+        if "announce" in event:
+            self.announcements.append(Announcement(task, **event["announce"]))
+        self.event(task, event)
 
     def close(self) -> None:
         """Save the digest index and close the database."""

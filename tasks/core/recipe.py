@@ -18,7 +18,7 @@ from doit.action import BaseAction
 from doit.exceptions import BaseFail, TaskFailed
 
 from tasks.core.child import call_in_child
-from tasks.core.errors import LeftForLater, QuernError, TryAgainLater, in_one_line
+from tasks.core.errors import Busy, LeftForLater, QuernError, TryAgainLater, in_one_line
 from tasks.core.store import Artifact, names_in, recipe_key
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
                     **self.found.means,
                 },
                 project.open_log(self.task.name),
-                lambda event: project.event(self.task.name, event),
+                lambda event: project.hear(self.task.name, event),
             )
             for role, path in paths.items():
                 if not os.path.lexists(path):
@@ -275,5 +275,6 @@ def failed(error: QuernError | OSError) -> BaseFail:
     left for the next run its own."""
     failure = TaskFailed(in_one_line(error))
     failure.try_again_later = isinstance(error, TryAgainLater)
+    failure.busy = isinstance(error, Busy)
     failure.left = isinstance(error, LeftForLater)
     return failure

@@ -3,6 +3,7 @@
 `select_task` and `process_task_result` run in the main thread in both runners.
 """
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -22,6 +23,8 @@ from tasks.core.project import Project
 from tasks.core.reasons import Reason
 from tasks.core.recipe import FunctionAction, RecipeAction, failed
 from tasks.core.records import Records, recipe_action
+from tasks.core.report import Fault, Report
+from tasks.core.reporter import failure_in_one_line
 from tasks.core.state import StateError
 
 
@@ -37,7 +40,8 @@ class CommitEachTask:
         """Note the start of the run, for `doit why`."""
         self.up_to_date: list[str] = []
         self.started: dict[str, float] = {}
-        self.passing_faults = self.lasting_faults = 0
+        self.report = Report(announcements=project.announcements)
+        self.not_done: list[Any] = []
         self.tasks_are_stale = False
         self.waiting: set[str] = set()  # sources out of reach, and what follows them
         self.project = project
@@ -66,6 +70,7 @@ class CommitEachTask:
             self._note_look(node.task)
         if node.run_status == "up-to-date" and node.task._actions:
             self.up_to_date.append(node.task.name)
+            self.report.well.add(node.task.name)
         if runs and node.task._actions:
             self._prepare(node.task)
             self.dep_manager.mark_running(node.task)
@@ -129,6 +134,7 @@ class CommitEachTask:
         if base_fail is None and task._actions:
             action = recipe_action(task)
             self._decide(task, action.outcome if action else "ran", "")
+            self.report.well.add(task.name)
             if action and action.names_changed:
                 # What follows was made of the names that were there: see Run._execute.
                 self.tasks_are_stale = True
@@ -158,12 +164,14 @@ class CommitEachTask:
         action = recipe_action(node.task)
         if action and action.recipe.watch and not isinstance(base_fail, UnmetDependency):
             self._told_of(node.task, base_fail.message, aloud=False)
-        if getattr(base_fail, "try_again_later", False):
-            self.passing_faults += 1
-            if action and action.recipe.watch:
+        self.not_done.append(node.task)
+        if not isinstance(base_fail, UnmetDependency):
+            passing = bool(getattr(base_fail, "try_again_later", False))
+            busy = bool(getattr(base_fail, "busy", False))
+            text = failure_in_one_line(base_fail)
+            self.report.faults.append(Fault(node.task.name, text, passing, busy))
+            if passing and action and action.recipe.watch:
                 self.waiting.add(node.task.name)
-        elif not isinstance(base_fail, UnmetDependency):
-            self.lasting_faults += 1
         elif all(dependency.task.name in self.waiting for dependency in node.bad_deps):
             base_fail.silent = True  # that its source is out of reach is said once
             self.waiting.add(node.task.name)
@@ -193,7 +201,17 @@ class CommitEachTask:
     @property
     def only_passing_faults(self) -> bool:
         """Whether trying again later is all there is to do."""
-        return self.passing_faults > 0 and self.lasting_faults == 0
+        return bool(self.report.faults) and all(fault.passing for fault in self.report.faults)
+
+    def stands(self) -> list[str]:
+        """What tasks that failed, or never got their turn, say is still as it was before."""
+        said: list[str] = []
+        for task in self.not_done:
+            stands = (task.meta or {}).get("stands")
+            if stands is not None:
+                with contextlib.suppress(QuernError, OSError):  # a host may be out of reach
+                    said += stands()
+        return said
 
     def end(self) -> None:
         """Note the end of the run and what was up to date in it."""

@@ -16,7 +16,7 @@ from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 from doit.globals import Globals
 
-from tasks.core.environment import load_environment
+from tasks.core.environment import FILE, load_environment
 from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
 from tasks.core.records import Records, recipe_action
@@ -58,8 +58,8 @@ class ProjectCommand:
     def execute(self, params: Any, args: list[str]) -> int:
         """Load dodo.py and run the command; a fault a user can mend is one line."""
         try:
+            load_environment(Path(params.get("cwdPath") or "") / FILE)  # dodo.py may look at it
             self.loader.setup(params)
-            load_environment()
             config = self.loader.load_doit_config()
             params.update_defaults(config)
             # str.format's braces are rare in shell commands, % (date +%Y, printf) is not.

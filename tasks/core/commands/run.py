@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +22,10 @@ from tasks.core.commands.project_command import (
     TRY_AGAIN_LATER,
     ProjectCommand,
 )
-from tasks.core.errors import Busy
+from tasks.core.environment import configuration_file
+from tasks.core.errors import Busy, in_one_line
 from tasks.core.lifeline import end_all
+from tasks.core.report import Fault
 from tasks.core.reporter import JsonReporter, QuernReporter
 from tasks.core.run_log import RunLog
 from tasks.core.runner import SerialRunner, ThreadRunner
@@ -64,6 +67,7 @@ DEFAULTS = {
     "continue": True,  # one model's failure doesn't keep another from going live
 }
 DROPPED_OPTIONS = ("par_type", "pdb")
+THE_RUN = "doit"  # in messages, where no task is to blame
 LONGEST_JITTER = 86400
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -189,31 +193,64 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                 Stream(verbosity, force_verbosity),
             ]
 
-            def run_selected() -> tuple[Any, int]:
+            def new_runner() -> Any:
                 runner: Any = SerialRunner(*arguments)
                 if num_process:
                     runner = ThreadRunner(*arguments, num_process=num_process)
                 runner.begin(self.project)
-                status: int = runner.run_all(self.control.task_dispatcher())
-                runner.end()
-                return runner, status
+                return runner
 
             try:
-                runner, status = run_selected()
+                runner = new_runner()
+                status = self._run_all(runner)
                 if runner.tasks_are_stale and not status:
                     # A directory came with other files than the tasks were made of: what follows
                     # it has waited (CommitEachTask.process_task_result).
                     self.load_tasks(self.arguments)
                     self._select(auto_delayed_regex, single)
-                    runner, status = run_selected()
-            except StateError as error:
-                sys.stderr.write(f"{error}\n")
-                return A_TASK_BROKE
+                    runner = new_runner()
+                    status = self._run_all(runner)
+                self._notify(runner)
             finally:
                 end_all()
                 if isinstance(reporting, QuernReporter):
                     reporting.end_bars()
             return TRY_AGAIN_LATER if status and runner.only_passing_faults else status
+
+    def _run_all(self, runner: Any) -> int:
+        try:
+            status: int = runner.run_all(self.control.task_dispatcher())
+            runner.end()
+        except StateError as error:
+            sys.stderr.write(f"{error}\n")
+            runner.report.faults.append(Fault(THE_RUN, str(error)))
+            return A_TASK_BROKE
+        except KeyboardInterrupt:
+            self._notify(runner, deliver=False)
+            raise
+        runner.report.well.add(THE_RUN)
+        return status
+
+    def _notify(self, runner: Any, deliver: bool = True) -> None:
+        """Tell models.yaml's `notify` what is new; what goes wrong with that fails no run."""
+        try:
+            if not Path(configuration_file()).exists():
+                return
+            from tasks.core.configuration import load_configuration
+
+            addresses = load_configuration().notify
+            if not addresses:
+                return
+            from tasks.core.notifications import Notifications
+
+            runner.report.known = {*self.control.tasks, THE_RUN}
+            runner.report.stands = runner.stands
+            notifications = Notifications(self.project.root, addresses)
+            notifications.learn(runner.report)
+            for line in notifications.deliver() if deliver else []:
+                sys.stderr.write(f"{line}\n")
+        except Exception as error:
+            sys.stderr.write(f"notify: {in_one_line(error)}\n")
 
     def _select(self, auto_delayed_regex: bool, single: bool) -> None:
         self.control = TaskControl(self.task_list, auto_delayed_regex=auto_delayed_regex)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.core.errors import QuernError
 from tasks.core.schedules.job import Job, Marker, in_words, name_of
-from tasks.core.schedules.program import call, last_words, must
+from tasks.core.schedules.program import call, in_one_line, must
 
 MINUTE, HOUR, DAY, WEEK = 60, 3600, 86400, 604800
 
@@ -106,7 +106,7 @@ def _lines() -> list[bytes]:
         return done.stdout.splitlines(keepends=True)
     if b"no crontab for" in done.stderr:
         return []
-    raise QuernError(f"crontab -l: {last_words(done)}")
+    raise QuernError(f"crontab -l: {in_one_line(done)}")
 
 
 def _is_own(line: bytes, project: Path) -> bool:
@@ -129,6 +129,6 @@ def _is_due(moment: float, every: int) -> bool:
 
 def _is_cron(path: Path) -> bool:
     try:
-        return path.read_text().strip() in ("cron", "crond", "fcron", "busybox")
+        return path.read_text().strip() in ("cron", "crond", "fcron")
     except OSError:
         return False

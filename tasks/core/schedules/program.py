@@ -28,15 +28,14 @@ def call(
 
 
 def must(*command: str, given: bytes | None = None) -> bytes:
-    """What a program prints. Raises QuernError with its last words when it fails."""
+    """What a program prints. Raises QuernError with what it said when it fails."""
     done = call(*command, given=given)
     if done.returncode:
-        raise QuernError(f"{' '.join(command)}: {last_words(done)}")
+        raise QuernError(f"{' '.join(command)}: {in_one_line(done)}")
     return done.stdout
 
 
-def last_words(done: "subprocess.CompletedProcess[bytes]") -> str:
-    """The last line a program said, or its exit status."""
-    lines = (done.stderr or done.stdout).decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else f"exit status {done.returncode}"
+def in_one_line(done: "subprocess.CompletedProcess[bytes]") -> str:
+    """What a program said, or else its exit status."""
+    said = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
+    return said[:300] or f"exit status {done.returncode}"
