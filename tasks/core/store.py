@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Store:
     def __init__(self, root: Path, index: DigestIndex) -> None:
         self.root = root
         self._index = index
+        self._recording = threading.Lock()  # two tasks side by side may come to the same result
 
     def object_path(self, digest: str) -> Path:
         """Where the bytes of `digest` lie, or would."""
@@ -185,9 +187,9 @@ class Store:
             }
             for name, artifact in outputs.items()
         }
-        write_atomically(
-            self._result_path(key), canonical_json({"outputs": listed, **provenance}) + b"\n"
-        )
+        result = canonical_json({"outputs": listed, **provenance}) + b"\n"
+        with self._recording:
+            write_atomically(self._result_path(key), result)
 
     def _result_path(self, key: str) -> Path:
         return self.root / "results" / key[:2] / f"{key[2:]}.json"
