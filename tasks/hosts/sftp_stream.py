@@ -146,8 +146,9 @@ class _Transfer:
         """Move the bytes from `done` to `size`."""
         raise NotImplementedError
 
-    def is_over(self) -> bool:
-        """Whether the work has ended."""
+    def ended_within(self, seconds: float) -> bool:
+        """Whether the work has ended; waits so long for it."""
+        self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def stop(self) -> None:
@@ -237,9 +238,9 @@ class Push:
         """Bytes of the file that the host has written."""
         return self._offset + sum(lane.done for lane in self._lanes)
 
-    def is_over(self) -> bool:
-        """Whether the work has ended."""
-        return all(lane.is_over() for lane in self._lanes)
+    def ended_within(self, seconds: float) -> bool:
+        """Whether the work has ended; waits so long for it."""
+        return all(lane.ended_within(seconds) for lane in self._lanes)
 
     def stop(self) -> None:
         """End the work, if it still goes on."""

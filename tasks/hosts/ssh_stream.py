@@ -4,6 +4,7 @@ The program writes what comes into the file itself, or is fed through a pipe.
 """
 
 import os
+import subprocess
 import tempfile
 import threading
 from typing import IO
@@ -41,9 +42,13 @@ class _Program:
             pass_fds=(standard_input,),
         )
 
-    def is_over(self) -> bool:
-        """Whether the program has ended."""
-        return self._process.poll() is not None
+    def ended_within(self, seconds: float) -> bool:
+        """Whether the program has ended; waits so long for it."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def stop(self) -> None:
         """End the program, if it still runs."""

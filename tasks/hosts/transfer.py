@@ -36,8 +36,8 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 SILENCE_SECONDS = 30.0
 KEPT_SECONDS = 14 * 86400.0
-LOOK_SECONDS = 0.02
-BLOCK_BYTES = 256 << 10
+LOOK_SECONDS = 0.05
+BLOCK_BYTES = 1 << 20
 # How much is hashed before the next look, and written before it is synced: the disk works while
 # the rest comes, and a power cut costs little of it.
 STRETCH_BYTES = 64 << 20
@@ -52,8 +52,8 @@ class Changed(QuernError):
 class Stream(Protocol):
     """Bytes that move beside us: a program of ssh_stream or a thread of sftp_stream."""
 
-    def is_over(self) -> bool:
-        """Whether it has ended, well or not."""
+    def ended_within(self, seconds: float) -> bool:
+        """Whether it has ended, well or not; waits so long for it."""
 
     def stop(self) -> None:
         """End it, if it still runs."""
@@ -147,14 +147,14 @@ def _receive(
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     have = done = synced = os.fstat(descriptor).st_size
-    hashed = 0
+    hashed, wait = 0, 0.0
     os.lseek(descriptor, have, os.SEEK_SET)
     stream = _pull(connection, source, have, size, descriptor, program) if have < size else None
     try:
         moved = time.monotonic()
         while True:
             # Asked in this order: what was written before the end is seen.
-            over = stream is None or stream.is_over()
+            over = stream is None or stream.ended_within(wait)
             there = min(os.fstat(descriptor).st_size, size)
             if there > done:
                 done, moved = there, time.monotonic()
@@ -170,10 +170,9 @@ def _receive(
             if hashed - synced >= STRETCH_BYTES:
                 os.fsync(descriptor)
                 synced = hashed
-            if hashed == there:
-                if over or there == size:
-                    break
-                time.sleep(LOOK_SECONDS)
+            if hashed == there and (over or there == size):
+                break
+            wait = LOOK_SECONDS if hashed == there else 0.0
         if stream is not None and done < size:
             _check(stream, descriptor)
     finally:
@@ -318,14 +317,13 @@ def _send(
     stream = _push(connection, partial, have, size, descriptor, program)
     try:
         done, moved = have, time.monotonic()
-        while not stream.is_over():
+        while not stream.ended_within(LOOK_SECONDS):
             if stream.done > done:
                 done, moved = stream.done, time.monotonic()
             elif time.monotonic() - moved > SILENCE_SECONDS:
                 raise _silent(connection)
             if progress:
                 progress(done, size)
-            time.sleep(LOOK_SECONDS)
         stream.check()
         if progress:
             progress(stream.done, size)
