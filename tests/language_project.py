@@ -26,6 +26,7 @@ class LanguageProject:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.port = free_port()
+        self.host_address = f"127.0.0.1:{self.port}"
 
     @classmethod
     def make(cls, root: Path) -> "LanguageProject":
@@ -58,9 +59,10 @@ class LanguageProject:
         other.configure()
         return other
 
-    def configure(self, **changed: Any) -> None:
-        """Write models.yaml: the example's, with sections `changed` (merged in, key by key)."""
-        configuration = yaml.safe_load((ROOT / "examples/pydoc/models.yaml").read_text())
+    def configure(self, top: dict[str, Any] | None = None, **changed: Any) -> None:
+        """Write models.yaml: the example's, with sections `changed` (merged in, key by key), and
+        `top` beside the models."""
+        configuration = (top or {}) | yaml.safe_load((ROOT / "examples/pydoc/models.yaml").read_text())
         model = configuration["models"][MODEL]
         model["deploy"] = {"local": {"chat": self.port, "lmstudio": "lmstudio", "ollama": True}}
         for section, keys in changed.items():
@@ -96,14 +98,14 @@ class LanguageProject:
         return self.root / ".quern" / "hosts" / "local" / MODEL
 
     def get(self, target: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{target}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{self.host_address}{target}", timeout=30) as answer:
             return json.load(answer)  # type: ignore[no-any-return]
 
     def chat(self, question: str, **more: Any) -> str:
         """The model's answer."""
         body = {"messages": [{"role": "user", "content": question}], "max_tokens": 48, **more}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/chat/completions",
+            f"http://{self.host_address}/v1/chat/completions",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )

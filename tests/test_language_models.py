@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tasks.hosts.local import LocalHost
 from tasks.hosts.probe import ProbeFailed
 from tasks.hosts.releases import Release
 from tests.language_project import MODEL, LanguageProject, Talkers
+from tests.ssh_world import Machine
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +68,44 @@ def test_where_an_adapter_was_brought_from_is_in_the_release(project: LanguagePr
         path = project.root / origin["path"] / file["name"]
         assert read_digests(path, sha256=True)[2] == file["sha256"]
     assert project.doit("release") == ""
+
+
+def test_from_a_training_machine_to_a_serving_machine(project: LanguageProject, tmp_path: Path):
+    """Both over SSH, a network namespace each: the adapter comes, the GGUF and its server go."""
+    gpu = Machine(tmp_path / "gpu", "gpu", namespaced=True).start()
+    edge = Machine(tmp_path / "edge", "edge", namespaced=True).start()
+    try:
+        config = tmp_path / "ssh_config"
+        config.write_text(gpu.config.read_text() + edge.config.read_text())
+        shutil.copytree(project.root / f"examples/{MODEL}/adapter", gpu.home / "out/majora_v1")
+        hosts = {"gpu": {"ssh": "gpu"}, "edge": {"ssh": "edge", "listen": "0.0.0.0"}}
+        project.configure(
+            {"ssh_config": str(config), "hosts": hosts},
+            adapter={"host": "gpu", "path": "~/out/majora_v1"},
+        )
+        models = project.root / "models.yaml"
+        models.write_text(models.read_text().replace("      local:", "      edge:"))
+        told = project.doit()
+        if "still being written" in told:  # it was, three seconds ago
+            time.sleep(4)
+            told = project.doit()
+        assert f"fetch:{MODEL}: done" in told and "of edge after" in told
+        [file] = (edge.home / "lmstudio").glob("models/*/*/*.gguf")
+        assert file.samefile(edge.home / f"quern/{MODEL}/chat/current" / file.name)
+        project.host_address = f"{edge.address}:{project.port}"
+        assert len(project.chat("What does abs do?")) > 3
+        assert project.doit() == ""
+        looked = json.loads(project.doit("health", "--json"))[0]
+        assert looked["status"] == "healthy", looked
+
+        # The file in LM Studio's folder is replaced by something else, and put right.
+        file.unlink()
+        file.write_bytes(b"GGUF something else")
+        assert "is not the release's file" in project.doit()
+        assert file.samefile(edge.home / f"quern/{MODEL}/chat/current" / file.name)
+    finally:
+        gpu.remove()
+        edge.remove()
 
 
 def test_from_the_adapter_to_a_chat(project: LanguageProject):
