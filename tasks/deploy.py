@@ -23,7 +23,8 @@ from tasks.hosts.channels import (
 )
 from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.marks import Marks
-from tasks.hosts.releases import Release, prune
+from tasks.hosts.prune import prune
+from tasks.hosts.releases import Release
 from tasks.models.label import percent
 from tasks.models.layout import (
     language_release_files,
@@ -87,7 +88,8 @@ def deploy_to(
     if isinstance(model, Classifier):
         host = channels[0]["host"] if channels[0]["ssh"] else ""
         files = release_files(name, model.classes, host)
-        manifest, keep, probes = manifest_file(name, host), 0, model.probes or ""
+        manifest, probes = manifest_file(name, host), model.probes or ""
+        keep = channels[0]["keep"]
     else:
         files, manifest = language_release_files(name, model), manifest_file(name)
         keep, probes = keep_of(model), ""
@@ -127,7 +129,7 @@ def deploy(
     **choice: Any,
 ) -> None:
     """Make the release of `manifest` live in every channel of one host; of earlier ones, keep
-    `keep` (0: all). The options of a `choice` were seen to before the run. Raises QuernError.
+    `keep`. The options of a `choice` were seen to before the run. Raises QuernError.
     """
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])
@@ -136,6 +138,7 @@ def deploy(
             start = time.monotonic()
             wanted = release if retry else wanted_release(host, channel, release)
             deployment = deployment_of(host, channel, wanted)
+            deployment.progress = partial(sending, project, task)
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
             except OtherPlatform as error:
@@ -146,8 +149,13 @@ def deploy(
             project.announce(task, "deployed", told)
             image = next(iter(sorted(glob.glob(probes))), "IMAGE")
             project.event(task, {"note": deployment.told.replace("IMAGE", image)})
-        if keep:
-            prune(host, release.model, keep)
+        prune(host, release.model, keep)
+
+
+def sending(project: Project, task: str, file: str, done: int, total: int) -> None:
+    """Show how much of a file is on the host."""
+    label = {"label": f"sending {file}", "unit": "B"}
+    project.event(task, {"progress": {**label, "done": done, "total": total}})
 
 
 def in_short(release: Release, channel: Channel) -> str:

@@ -1,6 +1,7 @@
 """`doit health [MODEL ...]`: healthy, degraded or unhealthy, and why."""
 
 import json as json_format
+from dataclasses import replace
 from typing import Any
 
 from doit.cmd_base import DoitCmdBase
@@ -57,7 +58,10 @@ def look_at(project: Project, name: str) -> dict[str, Any]:
     channels = channels_of(model, configuration)
     told = []
     for channel in channels:
-        findings = channel_findings(project, name, model, channel, limits)
+        try:
+            findings = channel_findings(project, name, model, channel, limits)
+        except QuernError as error:  # the host is out of reach
+            findings = [health.Finding("host", health.UNHEALTHY, str(error))]
         told.append(
             {
                 "channel": channel["channel"],
@@ -68,8 +72,8 @@ def look_at(project: Project, name: str) -> dict[str, Any]:
         )
     system = [
         finding
-        for host in {c["host"]: host_of(project.root, c) for c in channels}.values()
-        for finding in health.system_findings(host, limits.min_free_gb)
+        for channel in {c["host"]: c for c in channels}.values()
+        for finding in system_findings(project, channel, limits)
     ]
     levels = [*(channel["status"] for channel in told), *(finding.level for finding in system)]
     return {
@@ -78,6 +82,16 @@ def look_at(project: Project, name: str) -> dict[str, Any]:
         "channels": told,
         "system": [finding.as_data() for finding in system],
     }
+
+
+def system_findings(project: Project, channel: Channel, limits: Health) -> list[health.Finding]:
+    """What is found of a channel's host; of one out of reach its channels tell."""
+    try:
+        found = health.system_findings(host_of(project.root, channel), limits.min_free_gb)
+    except QuernError:
+        return []
+    named = f"{channel['host']}: " if channel["ssh"] else ""
+    return [replace(finding, text=f"{named}{finding.text}") for finding in found]
 
 
 def channel_findings(

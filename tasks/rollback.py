@@ -4,9 +4,9 @@ import sys
 
 from doit.cmd_base import DoitCmdBase
 
-from tasks.core.commands.project_command import ProjectCommand
+from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
 from tasks.core.configuration import configuration_file, load_configuration
-from tasks.core.errors import QuernError
+from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.project import Project
 from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of
 from tasks.hosts.history import went_live
@@ -30,20 +30,21 @@ class Rollback(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         if not 1 <= len(pos_args) <= 2:
             raise QuernError("rollback: name a model, and a release if not the previous one")
         model, wanted = pos_args[0], pos_args[1] if pos_args[1:] else None
-        try:
-            for line in roll_back(self.project, model, wanted):
-                self.outstream.write(f"{line}\n")
-        except QuernError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
-        return 0
+        faults = []
+        for channel in channels_to_roll_back(model):
+            try:
+                told = roll_back(self.project, channel, model, wanted)
+                self.outstream.write(f"{told}\n")
+            except QuernError as error:  # the other channels shall not wait for it
+                sys.stderr.write(f"{error}\n")
+                faults.append(error)
+        if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
+            return TRY_AGAIN_LATER
+        return 1 if faults else 0
 
 
-def roll_back(project: Project, model: str, wanted: str | None) -> list[str]:
-    """Roll every channel of `model` back to release `wanted`, or each to its previous one.
-
-    Returns a line per channel. Raises QuernError.
-    """
+def channels_to_roll_back(model: str) -> list[Channel]:
+    """Every channel of `model`. Raises QuernError."""
     configuration = load_configuration()
     if model not in configuration.models:
         known = ", ".join(configuration.models)
@@ -51,10 +52,14 @@ def roll_back(project: Project, model: str, wanted: str | None) -> list[str]:
     channels = channels_of(configuration.models[model], configuration)
     if not channels:
         raise QuernError(f"{configuration_file()}: models.{model} is deployed nowhere")
-    return [_roll_back(project, channel, model, wanted) for channel in channels]
+    return channels
 
 
-def _roll_back(project: Project, channel: Channel, model: str, wanted: str | None) -> str:
+def roll_back(project: Project, channel: Channel, model: str, wanted: str | None) -> str:
+    """Roll one channel back to release `wanted`, or to its previous one; returns what was done.
+
+    Raises QuernError.
+    """
     host = host_of(project.root, channel)
     with host.lock(host.root / model / "lock"):
         link = host.link_target(host.root / model / channel["channel"] / "current")

@@ -62,7 +62,9 @@ class LanguageProject:
     def configure(self, top: dict[str, Any] | None = None, **changed: Any) -> None:
         """Write models.yaml: the example's, with sections `changed` (merged in, key by key), and
         `top` beside the models."""
-        configuration = (top or {}) | yaml.safe_load((ROOT / "examples/pydoc/models.yaml").read_text())
+        configuration = (top or {}) | yaml.safe_load(
+            (ROOT / "examples/pydoc/models.yaml").read_text()
+        )
         model = configuration["models"][MODEL]
         model["deploy"] = {"local": {"chat": self.port, "lmstudio": "lmstudio", "ollama": True}}
         for section, keys in changed.items():

@@ -151,3 +151,41 @@ def test_programs_are_built_on_the_host(tmp_path: Path, checkpoints: list[Path])
         assert project.doit().stdout == ""
     finally:
         project.stop()
+
+
+def test_what_a_host_keeps(project: RemoteProject):
+    project.write_models(edge="keep: 1")
+    lived = []
+    for number in (0, 1, 2):
+        project.use_checkpoint(number)
+        project.doit()
+        lived.append(project.health_on()["release"])
+    kept = {path.name for path in project.folder_on().glob("releases/*")}
+    assert kept == set(lived[1:])
+    entries = [
+        entry["xxh3_128"]
+        for release in kept
+        for entry in json.loads(
+            (project.folder_on() / "releases" / release / "manifest.json").read_bytes()
+        )["roles"].values()
+    ]
+    store = project.edge.home / "quern/store"
+    assert {p.parent.name + p.name for p in store.rglob("*") if p.is_file()} == set(entries)
+
+    # The release that was live before is kept, however long ago it was made.
+    project.doit("rollback", "digits")
+    assert project.health_on()["release"] == lived[1]
+
+
+def test_health_and_rollback_go_on_without_a_host_that_is_down(two_hosts: RemoteProject):
+    project = two_hosts
+    for number in (0, 1):
+        project.use_checkpoint(number)
+        project.doit()
+    live = project.health_on("edge")["release"]
+    project.machines["attic"].stop()
+    told = project.doit("health", status=2).stdout
+    assert "stable on attic, host: attic: out of reach" in told and "on edge" not in told
+    done = project.doit("rollback", "digits", status=75)
+    assert "of edge after" in done.stdout and "attic: out of reach" in done.stderr
+    assert project.health_on("edge")["release"] != live

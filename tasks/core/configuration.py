@@ -211,13 +211,15 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
 class Host(Section, frozen=True):
     """A machine: `ssh` is how it is reached (an alias of ~/.ssh/config, user@host,
     ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
-    `listen` is the address that its servers listen on. `programs`: where the native programs for it
+    `listen` is the address that its servers listen on; `keep` earlier releases of a classifier
+    stay on it. `programs`: where the native programs for it
     are built; `there` needs a compiler on the host.
     """
 
     ssh: str | None = None
     root: str | None = None
     listen: str = "127.0.0.1"
+    keep: Annotated[int, msgspec.Meta(ge=1)] = 5
     programs: Literal["automatic", "here", "there"] = "automatic"
 
 

@@ -27,8 +27,8 @@ from tasks.hosts.releases import Release
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]", "[::]": "[::1]"}
 
-# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "channel"}, and "port" for a
-# server, "settings" for a folder.
+# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "channel"}, and
+# "port" for a server, "settings" for a folder.
 Channel = dict[str, Any]
 
 
@@ -59,6 +59,7 @@ def place_of(host: str, configuration: Configuration) -> Channel:
         "ssh_config": configuration.ssh_config,
         "root": known.root or ("~/quern" if known.ssh else f".quern/hosts/{host}"),
         "listen": known.listen,
+        "keep": known.keep,
     }
 
 

@@ -13,7 +13,7 @@ from tasks.hosts.holder import Holder, Server, ServerEnded, Times
 from tasks.hosts.host import Host, Platform
 from tasks.hosts.marks import FAILED, Marks
 from tasks.hosts.probe import ProbeFailed
-from tasks.hosts.releases import Release, install
+from tasks.hosts.releases import Release, install, nothing
 from tasks.hosts.unix_http import Refused, Unreachable
 
 CONFIRM_SECONDS = 10.0
@@ -64,6 +64,7 @@ class Deployment:
         self.seconds: dict[str, float] = {}
         self.proof: Any = None
         self.told = ""
+        self.progress = nothing
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install, start beside the old, probe, switch, confirm; or leave the old as it was."""
@@ -71,7 +72,9 @@ class Deployment:
         self.marks.check(self.release.id, retry)
         try:
             self._refuse_other_platform()
-            installed = self._timed("install", install, self.host, self.release, files)
+            installed = self._timed(
+                "install", install, self.host, self.release, files, self.progress
+            )
             self.host.ask_through(installed / self.release.file("holder"))
             self._timed("holder", self.holder.ensure, installed, self.release, self.listens_at)
             candidate = self._timed("load", self._load_beside, installed)

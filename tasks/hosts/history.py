@@ -39,8 +39,13 @@ def record(
     )
 
 
-def went_live(host: Host, model: str, channel: str) -> list[str]:
-    """Ids of the releases that were live in `channel`, the oldest first, as often as they were."""
+def went_live(host: Host, model: str, channel: str = "") -> list[str]:
+    """Ids of the releases that were live in `channel`, by default in any, the oldest first, as
+    often as they were."""
     lines = (host.read(host.root / model / "history.jsonl") or b"").splitlines()
     records = [json.loads(line) for line in lines]
-    return [r["release"] for r in records if r["channel"] == channel and r["outcome"] == "live"]
+    return [
+        record["release"]
+        for record in records
+        if record["outcome"] == "live" and channel in ("", record["channel"])
+    ]

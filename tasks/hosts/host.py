@@ -3,7 +3,7 @@ health checks know machines by. `LocalHost` and `RemoteHost` offer it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +86,17 @@ class Host(Protocol):
         """The file's identity, size and times in one string that changes when it is written to;
         None if there is none."""
 
-    def put_file(self, source: Path, destination: Path, entry: Entry, executable: bool) -> None:
+    def put_file(
+        self,
+        source: Path,
+        destination: Path,
+        entry: Entry,
+        executable: bool,
+        progress: Callable[[int, int], None],
+    ) -> None:
         """Bring `source` (of this machine) to `destination`, read-only, verified by digest, by
-        rename. Raises QuernError when the bytes that arrived are not the entry's."""
+        rename; `progress` is told bytes done and in all. Raises QuernError when the bytes that
+        arrived are not the entry's."""
 
     def link_file(self, source: Path, destination: Path) -> None:
         """A second name for a file that never changes."""

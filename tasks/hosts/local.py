@@ -68,7 +68,14 @@ class LocalHost:
             )
         )
 
-    def put_file(self, source: Path, destination: Path, entry: Entry, executable: bool) -> None:
+    def put_file(
+        self,
+        source: Path,
+        destination: Path,
+        entry: Entry,
+        executable: bool,
+        progress: Callable[[int, int], None],
+    ) -> None:
         """Copy `source` to `destination` (read-only there), verified by digest, by rename.
 
         Raises QuernError when the bytes that arrived are not those of the digest.

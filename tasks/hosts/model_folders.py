@@ -13,7 +13,7 @@ from tasks.core.errors import QuernError
 from tasks.hosts import history
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
-from tasks.hosts.releases import Release, install
+from tasks.hosts.releases import Progress, Release, install, nothing
 
 CREATE_SECONDS = 3600
 
@@ -27,6 +27,7 @@ class FolderDeployment:
     channel: str
     settings: dict[str, Any]
     told: str = ""
+    progress: Progress = nothing
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install the release, put its file where the program looks, and note which it is."""
@@ -37,7 +38,7 @@ class FolderDeployment:
         start = time.monotonic()
         self.host.make_directory(directory)
         try:
-            installed = install(self.host, self.release, files)
+            installed = install(self.host, self.release, files, self.progress)
             place = self._to_lmstudio if self.channel == "lmstudio" else self._to_ollama
             place(installed, directory / "placed.json")
             self.host.point(current, installed)

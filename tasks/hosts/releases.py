@@ -7,7 +7,9 @@
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,14 @@ from tasks.core.digest import digest_of_bytes
 from tasks.core.errors import QuernError
 from tasks.hosts.host import Host
 
+Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+
 RELEASE_ID_DIGITS = 16
 PROGRAMS = ("server", "holder", "engine")
+
+
+def nothing(file: str, done: int, total: int) -> None:
+    """Nobody looks on."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,9 @@ class Release:
         return str(self.manifest["roles"][role]["file"])
 
 
-def install(host: Host, release: Release, files: dict[str, str]) -> Path:
+def install(
+    host: Host, release: Release, files: dict[str, str], progress: Progress = nothing
+) -> Path:
     """Send what the host's store lacks and make the release's directory; returns the directory.
 
     `files` maps role → path here, {} if the release is there only. A directory that is there
@@ -102,40 +112,13 @@ def install(host: Host, release: Release, files: dict[str, str]) -> Path:
     for role, entry in release.manifest["roles"].items():
         stored = host.root / "store" / entry["xxh3_128"][:2] / entry["xxh3_128"][2:]
         if not host.holds(stored, entry):
-            host.put_file(Path(files[role]), stored, entry, role in PROGRAMS)
+            host.put_file(
+                Path(files[role]), stored, entry, role in PROGRAMS, partial(progress, entry["file"])
+            )
         host.link_file(stored, building / entry["file"])
     host.write(building / "manifest.json", release.data)
     host.rename_directory(building, directory)
     return directory
-
-
-def prune(host: Host, model: str, keep: int) -> list[str]:
-    """Keep the releases that channels have and the `keep` newest others; returns the removed ids.
-
-    Of the host's store goes what no release names any more.
-    """
-    folder = host.root / model
-    links = [host.link_target(folder / name / "current") for name in host.directories(folder)]
-    live = {link.name for link in links if link}
-    others = [name for name in host.directories(folder / "releases") if name not in live]
-    removed = others[: max(0, len(others) - keep)]
-    gone = {digest for name in removed for digest in _digests(host, folder / "releases" / name)}
-    for name in removed:
-        host.remove_directory(folder / "releases" / name)
-    if removed:
-        for other in host.directories(host.root):
-            for name in host.directories(host.root / other / "releases"):
-                gone -= _digests(host, host.root / other / "releases" / name)
-    for digest in gone:
-        host.remove_file(host.root / "store" / digest[:2] / digest[2:])
-    return removed
-
-
-def _digests(host: Host, directory: Path) -> set[str]:
-    data = host.read(directory / "manifest.json")
-    if data is None:
-        return set()
-    return {entry["xxh3_128"] for entry in json.loads(data)["roles"].values()}
 
 
 def _is_whole(host: Host, directory: Path, release: Release) -> bool:

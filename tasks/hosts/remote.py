@@ -174,7 +174,14 @@ class RemoteHost:
         except QuernError:
             return None
 
-    def put_file(self, source: Path, destination: Path, entry: Entry, executable: bool) -> None:
+    def put_file(
+        self,
+        source: Path,
+        destination: Path,
+        entry: Entry,
+        executable: bool,
+        progress: Callable[[int, int], None],
+    ) -> None:
         """Send `source`, verified by SHA-256, by rename; a cut one is gone on with."""
         self.make_directory(destination.parent)
         upload(
@@ -184,7 +191,7 @@ class RemoteHost:
             entry["sha256"],
             str(destination),
             executable,
-            None,
+            progress,
         )
 
     def link_file(self, source: Path, destination: Path) -> None:
