@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,24 @@ def test_a_name_that_can_not_be_shown_is_left_alone(project, name):
         file.write(whole("evil"))
     assert "left alone, for its name can't be shown: " in project.doit("fetch")
     assert project.data() == whole("9")
+
+
+def test_a_database_of_before_and_a_damaged_choice(project):
+    write(project, 9, whole("9"))
+    write(project, 13, whole("13"))
+    project.doit("fetch")
+    with sqlite3.connect(project.root / ".quern/state.db") as database:
+        database.execute("drop table look")
+        database.execute("drop table remote_file")
+    assert project.doit("fetch") == ""
+    choices = project.root / ".quern/choices"
+    choices.mkdir()
+    (choices / "dogs.json").write_text("{")
+    told = project.doit("fetch", status=2)
+    assert ".quern/choices/dogs.json: can't be read" in told
+    assert told.count("\n") == 1
+    assert project.doit("fetch:dogs", "--automatic") == ""
+    project.doit("fetch", "--cycle", "9")
+    assert project.data() == whole("9")
+    project.doit("fetch")
+    assert "cycle 9 was chosen and stays" in project.doit("why", "fetch:dogs")

@@ -155,10 +155,11 @@ def test_a_change_while_it_is_brought_leaves_the_one_before(project, there):
     project.doit("fetch")
     before = here(project)
     write(there, "v2", size=96 << 20)
-    transfers = project.root / ".quern/transfers"
+    large = hashlib.sha256((there / "adapter_model.safetensors").read_bytes()).hexdigest()
+    partial = project.root / f".quern/transfers/{large}.partial"
 
     def rewrite() -> None:
-        while not list(transfers.glob("*.partial")):
+        while not partial.exists():  # the file that changes has come by then
             time.sleep(0.001)
         (there / "adapter_config.json").write_text('{"r": 32}')
 

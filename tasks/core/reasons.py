@@ -71,7 +71,7 @@ def sentence(reasons: Iterable[Reason], most: int = 3) -> str:
 
 
 def _brief(value: str) -> str:
-    is_digest = len(value) == 32 and all(c in "0123456789abcdef" for c in value)
-    if is_digest:
-        return value[:12]
+    bare = value.strip('"')  # a parameter is JSON
+    if len(bare) in (32, 64) and all(c in "0123456789abcdef" for c in bare):
+        return bare[:12]
     return value if len(value) <= 60 else f"{value[:57]}…"
