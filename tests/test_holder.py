@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,40 @@ def channel(binaries: Binaries, tmp_path: Path) -> Channel:
 def live_admin(channel: Channel) -> Path:
     (child,) = channel.children("live")
     return channel.directory / str(child["admin"])
+
+
+def through(binaries: Binaries, address: str, request: bytes) -> bytes:
+    done = subprocess.run(
+        [str(binaries.holder), "--connect", address], input=request, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_connect_joins_to_a_port_and_to_a_unix_socket(channel: Channel, binaries: Binaries) -> None:
+    request = b"GET /%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    channel.point_current_at(channel.release(1))
+    with channel.holding():
+        answer = through(binaries, str(channel.control), request % b"status")
+        assert answer.startswith(b"HTTP/1.1 200") and b'"holder"' in answer
+        live = through(binaries, f"127.0.0.1:{channel.port}", request % b"health")
+        assert live.startswith(b"HTTP/1.1 ")
+
+
+def test_connect_passes_on_much_in_both_directions(binaries: Binaries) -> None:
+    data = os.urandom(3 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def echo() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                received = b"".join(iter(lambda: peer.recv(1 << 16), b""))
+                peer.sendall(received[::-1])
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        assert through(binaries, f"127.0.0.1:{listener.getsockname()[1]}", data) == data[::-1]
+        thread.join()
 
 
 # ---- a release and its server --------------------------------------------------------------------
@@ -449,6 +484,10 @@ def test_holder_on_a_taken_port(channel: Channel, binaries: Binaries, tmp_path: 
         (["--directory", ".", "--port", "x"], "--port"),
         (["--confirm-seconds", "0"], "--confirm"),
         (["--bogus"], "--bogus"),
+        (["--connect"], "--connect"),
+        (["--connect", "/nowhere/x.sock"], "/nowhere"),
+        (["--connect", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["--connect", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_command_lines(binaries: Binaries, arguments: list[str], word: str) -> None:

@@ -117,6 +117,10 @@ class Host(Protocol):
     def remove_file(self, path: Path) -> None:
         """Remove a file or symbolic link, if it is there."""
 
+    def remove_stale_partials(self, folder: Path) -> None:
+        """Remove files below `folder` that came in part, and that nobody went on with for two
+        weeks."""
+
     # -- directories and links -------------------------------------------------------------------
 
     def make_directory(self, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from tasks.core.memory import available_memory
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
 from tasks.hosts.unix_http import ask_port, ask_socket
+
+PARTIALS_SECONDS = 14 * 86400
 
 
 def read_digest(path: str) -> str:
@@ -180,6 +183,13 @@ class LocalHost:
             return []
         found = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
         return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime_ns)]
+
+    def remove_stale_partials(self, folder: Path) -> None:
+        """Remove what was left by deploys that were killed two weeks ago."""
+        for partial in folder.rglob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                if partial.lstat().st_mtime < time.time() - PARTIALS_SECONDS:
+                    partial.unlink()
 
     def make_directory(self, path: Path) -> None:
         """Make a directory and its parents."""

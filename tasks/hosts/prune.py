@@ -27,6 +27,7 @@ def prune(host: Host, model: str, keep: int) -> list[str]:
                 gone -= _digests(host, host.root / other / "releases" / name)
     for digest in gone:
         host.remove_file(host.root / "store" / digest[:2] / digest[2:])
+    host.remove_stale_partials(host.root / "store")
     return removed
 
 

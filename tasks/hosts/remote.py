@@ -239,6 +239,11 @@ class RemoteHost:
         with self._sftp() as sftp, contextlib.suppress(FileNotFoundError):
             sftp.remove(str(path))
 
+    def remove_stale_partials(self, folder: Path) -> None:
+        """Remove what was left by uploads that nobody went on with for two weeks."""
+        script = "find \"$1\" -name '*.partial' -type f -mtime +14 -exec rm -f -- {} +"
+        self.run_script(script, str(folder))
+
     def size(self, path: Path) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
         with self._sftp() as sftp:

@@ -132,8 +132,9 @@ def bring(
 
     Raises OutOfReach, QuernError.
     """
-    from tasks.hosts.transfer import Changed, download
+    from tasks.hosts.transfer import Changed, download, remove_old_partials
 
+    remove_old_partials(partials)
     try:
         download(_connection(connect), path, size, sha256, destination, partials, progress)
     except Changed:
