@@ -12,8 +12,9 @@ Figures: resident_mb is our whole process at its peak during the gigabyte, which
 take; *_cpu_s are processor seconds of the client's side, which a busy machine disturbs less.
 
 Ours moves the bytes, takes their SHA-256, and syncs file and name to the disk; scp and rsync
-connect and move. Left out of ours are the start of Python and the first connection, by which a run has
-already asked what there is to bring; the ssh program's own connection counts. The bytes are random.
+connect and move. Left out of ours are the start of Python and the first connection, by which a
+run has already asked what there is to bring; the ssh program's own connection counts. The bytes
+are random.
 """
 
 import argparse
