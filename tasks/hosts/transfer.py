@@ -4,14 +4,15 @@ A partial file has the SHA-256 of what it shall be in its name: the same bytes g
 stopped, whatever happened in between; other bytes begin anew.
 
 Bytes go by OpenSSH's `ssh` program (ssh_stream) when it is here, the round trip is below 5 ms and
-64 MiB or more are missing; else by SFTP through paramiko (sftp_stream). Why, in seconds, each with
-its SHA-256, on two cores that the sshd shares:
-  1 GB, loopback     the program 2.4-2.7, paramiko 4.9, rsync 4.2-4.9, scp 3.7
+64 MiB or more are missing; else by SFTP through paramiko (sftp_stream). Why, in seconds, ours with
+its SHA-256 and synced, on two cores that the sshd shares (the first and last by
+`python -m benchmarks.transfer`):
+  1 GB, loopback     the program 2.0, paramiko 2.8, rsync 2.0, scp 1.6
   200 MB, 5 ms       the program 1.5, paramiko 1.1, scp 1.2
-  200 MB, 50 ms      the program 5.8, paramiko 1.2, scp 6.3; upwards 6.7, 2.7, 6.4
+  200 MB, 50 ms      the program 5.8, paramiko 1.2, scp 6.3; upwards 6.7, 2.5, 6.2
 OpenSSH has 2 MiB on the way, whatever the line; and its handshake costs 0.2 s and a few round
-trips. rsync isn't used: by the program is faster, and of a fine-tuned checkpoint its delta finds
-nothing that is still the same.
+trips. rsync isn't used: it is no faster (when others want the cores, slower), and of a fine-tuned
+checkpoint its delta finds nothing that is still the same.
 """
 
 import errno
