@@ -31,7 +31,9 @@ def task_release() -> Iterator[dict[str, Any]]:
         remote = [
             h for h in model.deploy if h in configuration.hosts and configuration.hosts[h].ssh
         ]
-        for host in ["", *remote]:
+        # Where programs differ, so does the release: one for this machine, one a host by SSH.
+        wanted = [*([] if remote and len(remote) == len(model.deploy) else [""]), *remote]
+        for host in wanted:
             yield Recipe(
                 name="release",
                 version=3,
@@ -45,7 +47,7 @@ def task_release() -> Iterator[dict[str, Any]]:
                 outputs={"manifest": manifest_file(name, host)},
                 parameters={"model": name},
             ).task(
-                f"{name}@{host}" if host else name,
+                f"{name}@{host}" if host and len(wanted) > 1 else name,
                 f"Write the release manifest of {name}{f' for {host}' if host else ''}.",
             )
     for name, language_model in configuration.language_models().items():

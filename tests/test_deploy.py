@@ -29,7 +29,8 @@ def release_in(project: DeployProject, folder: Path, **changed: Path) -> tuple[R
         "golden": project.root / "weights/digits/golden.json",
         **changed,
     }
-    manifest = json.loads((project.root / "weights/digits/manifest.json").read_bytes())
+    written = next((project.root / "weights/digits").glob("manifest*.json"))
+    manifest = json.loads(written.read_bytes())
     folder.mkdir(parents=True, exist_ok=True)
     for role, path in files.items():
         copy = folder / role

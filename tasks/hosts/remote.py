@@ -25,6 +25,7 @@ from tasks.hosts.unix_http import Unreachable, ask_connected
 
 HEARTBEAT_SECONDS = 20.0
 ENDING_SECONDS = 5.0
+NOT_THERE = (126, 127)  # of a shell: no such program
 # What servers and holders read from their environment; it comes from the deployer's.
 PASSED_ON = ("QUERN_READ_KEY", "QUERN_ADMIN_KEY")
 
@@ -346,12 +347,17 @@ class RemoteHost:
         try:
             where = f"{self.name} {address}"
             return ask_connected(_Joined(channel), where, timeout, method, target, body, key)
-        except Unreachable:
+        except Unreachable as silence:
             # The server's silence, or the connection's?
             ended = channel.status_event.wait(ENDING_SECONDS)
             if ended and channel.exit_status == NO_STATUS:
                 raise OutOfReach(f"{self.name}: the connection was cut") from None
-            raise
+            if ended and channel.exit_status in NOT_THERE:
+                raise Unreachable(f"{self.name}: nothing was deployed there yet") from None
+            if ended and channel.exit_status:
+                said = channel.recv_stderr(1 << 12).decode(errors="replace").strip()
+                raise Unreachable(f"{self.name}: {said.rpartition(']: ')[2]}") from None
+            raise silence
         finally:
             channel.close()
 
