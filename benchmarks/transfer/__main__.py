@@ -4,7 +4,8 @@
 
 Ratios, medians of the ratios round by round: the peer's seconds ÷ ours, so higher is better.
   rsync           a download of 1 GB over loopback; rsync goes through the same ssh and cipher
-  rsync_upload    the same upwards
+  rsync_synced    the same with rsync --fsync, which leaves the file on the disk as ours does
+  rsync_upload    upwards
   paramiko_alone  rsync ÷ ours without the ssh program
   scp_50ms        a download of 200 MB over a line with a round trip of 50 ms
   scp_50ms_upload the same upwards
@@ -122,9 +123,9 @@ class Subject:
     def scp(self, up: bool = False) -> float:
         return self._program(["scp", "-q", "-F", str(self.machine.config), "-c", CIPHER], up)
 
-    def rsync(self, up: bool = False) -> float:
+    def rsync(self, up: bool = False, synced: bool = False) -> float:
         shell = f"ssh -T -F {self.machine.config} -c {CIPHER} -o Compression=no"
-        return self._program(["rsync", "-e", shell], up)
+        return self._program(["rsync", *(["--fsync"] if synced else []), "-e", shell], up)
 
     def _program(self, command: list[str], up: bool) -> float:
         files = [str(self.source), str(self.destination)]
@@ -191,6 +192,7 @@ def measure(rounds: int, quick: bool) -> dict[str, Any]:
                 "ours": Way(lambda: near.ours("download")),
                 "ours_paramiko_alone": Way(lambda: near.ours("alone")),
                 "rsync": Way(near.rsync),
+                "rsync_synced": Way(lambda: near.rsync(synced=True)),
                 "scp": Way(near.scp),
                 "paramiko_get": Way(lambda: near.ours("plain")),
                 "ours_upload": Way(lambda: near.ours("upload")),
@@ -214,6 +216,7 @@ def measure(rounds: int, quick: bool) -> dict[str, Any]:
         "quick": quick,
         "ratios": {
             "rsync": ratio(ways["rsync"], ways["ours"]),
+            "rsync_synced": ratio(ways["rsync_synced"], ways["ours"]),
             "rsync_upload": ratio(ways["rsync_upload"], ways["ours_upload"]),
             "paramiko_alone": ratio(ways["rsync"], ways["ours_paramiko_alone"]),
             "scp_50ms": ratio(ways["scp_50ms"], ways["ours_50ms"]),

@@ -23,6 +23,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -151,6 +152,8 @@ def _receive(
     hashed, wait = 0, 0.0
     os.lseek(descriptor, have, os.SEEK_SET)
     stream = _pull(connection, source, have, size, descriptor, program) if have < size else None
+    disk = ThreadPoolExecutor(1, "disk")
+    syncing: Future[None] | None = None
     try:
         moved = time.monotonic()
         while True:
@@ -168,17 +171,21 @@ def _receive(
                 count = os.preadv(descriptor, [buffer[: stop - hashed]], hashed)
                 digest.update(buffer[:count])
                 hashed += count
-            if hashed - synced >= STRETCH_BYTES:
-                os.fsync(descriptor)
-                synced = hashed
+            if hashed - synced >= STRETCH_BYTES and (syncing is None or syncing.done()):
+                if syncing is not None:
+                    syncing.result()  # the kernel tells of a bad disk once
+                syncing, synced = disk.submit(os.fsync, descriptor), hashed
             if hashed == there and (over or there == size):
                 break
             wait = LOOK_SECONDS if hashed == there else 0.0
         if stream is not None and done < size:
             _check(stream, descriptor)
+        if syncing is not None:
+            syncing.result()
     finally:
         if stream is not None:
             stream.stop()
+        disk.shutdown()
     os.ftruncate(descriptor, done)  # a file that grew meanwhile: the digest decides
     return digest.hexdigest()
 
