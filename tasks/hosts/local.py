@@ -181,8 +181,12 @@ class LocalHost:
         """Names of the directories in `path`, the oldest first; temporary ones are left out."""
         if not path.exists():
             return []
-        found = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime_ns)]
+        found = [
+            entry
+            for entry in os.scandir(path)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        ]
+        return [entry.name for entry in sorted(found, key=lambda entry: entry.stat().st_mtime_ns)]
 
     def remove_stale_partials(self, folder: Path) -> None:
         """Remove what was left by deploys that were killed two weeks ago."""
