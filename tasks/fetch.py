@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.core.errors import LeftForLater, QuernError
 from tasks.core.project import Project
 from tasks.core.recipe import Found, Recipe
 from tasks.hosts.looking import Look, Match
-from tasks.hosts.source import Place, Verdict, bring, look_at, place_of
+from tasks.hosts.source import Place, Verdict, bring, bring_directory, look_at, place_of
 from tasks.models.layout import artifact, cycle_of
 from tasks.models.picking import Picked, pick, ranking_path
 from tasks.models.whole import fault_of
@@ -400,16 +401,15 @@ def fetch_adapter(
     if not files:
         raise QuernError(f"{source['path']}: it is lost here, and not to be had there now")
     known = {_digest(path): path for path in Path(here).rglob("*") if path.is_file()}
-    moved = False
+    missing = []
     for file in files:
         destination = Path(adapter, file["name"])
         destination.parent.mkdir(parents=True, exist_ok=True)
         have = known.get(file["sha256"])
         if have is None or not _copied(have, file["sha256"], destination):
-            path = f"{source['path']}/{file['name']}"
-            _bring_file(connect, path, file["size"], file["sha256"], destination)
-            moved = True
-    if moved:
+            missing.append((file["name"], file["size"], file["sha256"]))
+    if missing:
+        _bring_files(connect, source, missing, Path(adapter))
         _refuse_changed(connect, source["path"], signature, directory=True)
     write_atomically(Path(origin), canonical_json({**source, "files": files}) + b"\n")
     _announce("new adapter", source)
@@ -438,6 +438,31 @@ def _bring_file(
         )
     if not came:
         raise LeftForLater(f"{path}: changed while it was brought: left for the next run")
+
+
+def _bring_files(
+    connect: dict[str, Any] | None,
+    source: Fields,
+    files: Sequence[tuple[str, int, str]],
+    directory: Path,
+) -> None:
+    """Bring files (name, bytes, SHA-256 in hex) of the source's directory into `directory`."""
+    path = source["path"]
+    if connect is None:
+        for name, size, sha256 in files:
+            _bring_file(None, f"{path}/{name}", size, sha256, directory / name)
+        return
+    # They gather beside the other transfers: a run that was cut is gone on with.
+    brought, label = PARTIALS / source["sha256"], os.path.basename(path)
+    shutil.rmtree(brought, ignore_errors=True)
+    came = bring_directory(
+        connect, path, files, brought, PARTIALS, lambda done, total: progress(label, done, total)
+    )
+    if not came:
+        raise LeftForLater(f"{path}: changed while it was brought: left for the next run")
+    for name, _, _ in files:
+        os.replace(brought / name, directory / name)
+    shutil.rmtree(brought)
 
 
 def _copied(source: Path, sha256: str, destination: Path) -> bool:

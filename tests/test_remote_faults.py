@@ -30,10 +30,12 @@ pytestmark = pytest.mark.slow
 def project(tmp_path: Path, checkpoints: list[Path]) -> Iterator[RemoteProject]:
     """A project whose first release is live on edge."""
     project = RemoteProject(tmp_path / "project", checkpoints)
-    project.use_checkpoint(0)
-    project.doit()
-    yield project
-    project.stop()
+    try:
+        project.use_checkpoint(0)
+        project.doit()
+        yield project
+    finally:
+        project.stop()
 
 
 def release_here(project: RemoteProject) -> str:

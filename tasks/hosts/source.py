@@ -3,6 +3,7 @@ as its stat stays the same."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks.core.configuration import Configuration, Source
@@ -124,8 +125,8 @@ def bring(
     path: str,
     size: int,
     sha256: str,
-    destination: Any,
-    partials: Any,
+    destination: Path,
+    partials: Path,
     progress: Callable[[int, int], None],
 ) -> bool:
     """Download a file; returns whether it came: not if it has changed since it was looked at.
@@ -137,6 +138,28 @@ def bring(
     remove_old_partials(partials)
     try:
         download(_connection(connect), path, size, sha256, destination, partials, progress)
+    except Changed:
+        return False
+    return True
+
+
+def bring_directory(
+    connect: dict[str, Any],
+    path: str,
+    files: Sequence[tuple[str, int, str]],
+    destination: Path,
+    partials: Path,
+    progress: Callable[[int, int], None],
+) -> bool:
+    """Download some files of a directory, side by side, into `destination`, which isn't there yet;
+    `files` are (name, bytes, SHA-256 in hex). Returns and raises as bring() does."""
+    from tasks.hosts.transfer import Changed, remove_old_partials
+    from tasks.hosts.transfer_directory import download_directory
+
+    remove_old_partials(partials)
+    try:
+        connection = _connection(connect)
+        download_directory(connection, list(files), path, destination, partials, progress)
     except Changed:
         return False
     return True

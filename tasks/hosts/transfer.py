@@ -130,7 +130,11 @@ def remove_old_partials(partials: Path) -> None:
     """Remove what was left by downloads that nobody went on with for two weeks."""
     for partial in partials.glob("*.partial"):
         with suppress(FileNotFoundError):
-            if partial.stat().st_mtime < time.time() - KEPT_SECONDS:
+            if partial.stat().st_mtime >= time.time() - KEPT_SECONDS:
+                continue
+            if partial.is_dir():  # of tasks.hosts.transfer_directory
+                shutil.rmtree(partial)
+            else:
                 with _locked(partial):
                     partial.unlink()
 
