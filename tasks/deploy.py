@@ -11,6 +11,7 @@ from tasks.core.choice import OPTIONS
 from tasks.core.configuration import Classifier, LanguageModel, load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
+from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
 from tasks.hosts.channels import (
     Channel,
@@ -22,6 +23,7 @@ from tasks.hosts.channels import (
     wanted_release,
 )
 from tasks.hosts.deployment import OtherPlatform
+from tasks.hosts.history import Journal
 from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
 from tasks.hosts.releases import Release
@@ -133,11 +135,12 @@ def deploy(
     """
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])
+    journal = Journal(project.private / "history.jsonl", provenance(project.root))
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
             wanted = release if retry else wanted_release(host, channel, release)
-            deployment = deployment_of(host, channel, wanted)
+            deployment = deployment_of(host, channel, wanted, journal)
             deployment.progress = partial(sending, project, task)
             try:
                 deployment.make_live(files if wanted is release else {}, retry)

@@ -12,7 +12,6 @@ from tasks.core.configuration import (
     Classifier,
     Health,
     LanguageModel,
-    configuration_file,
     load_configuration,
 )
 from tasks.core.errors import QuernError
@@ -32,22 +31,12 @@ class HealthCommand(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
     cmd_options = (option_json,)
 
     def _execute(self, pos_args: list[str], json: bool) -> int:
-        told = [look_at(self.project, name) for name in chosen(pos_args)]
+        told = [look_at(self.project, name) for name in load_configuration().chosen(pos_args)]
         if json:
             self.outstream.write(json_format.dumps(told, indent=1, ensure_ascii=False) + "\n")
         else:
             self.outstream.writelines(line for model in told for line in lines(model))
         return max((health.ORDER.index(model["status"]) for model in told), default=0)
-
-
-def chosen(names: list[str]) -> list[str]:
-    """The models asked about, by default all that are deployed somewhere. Raises QuernError."""
-    models = load_configuration().models
-    for name in names:
-        if name not in models:
-            known = ", ".join(models)
-            raise QuernError(f"{configuration_file()}: no model {name}; models are {known}")
-    return names or [name for name, model in models.items() if model.deploy]
 
 
 def look_at(project: Project, name: str) -> dict[str, Any]:

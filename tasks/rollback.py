@@ -8,8 +8,9 @@ from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
 from tasks.core.configuration import configuration_file, load_configuration
 from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.project import Project
+from tasks.core.provenance import provenance
 from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of
-from tasks.hosts.history import went_live
+from tasks.hosts.history import Journal, went_live
 from tasks.hosts.host import Host
 from tasks.hosts.marks import WITHDRAWN, Marks, who
 from tasks.hosts.releases import Release
@@ -46,9 +47,7 @@ class Rollback(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
 def channels_to_roll_back(model: str) -> list[Channel]:
     """Every channel of `model`. Raises QuernError."""
     configuration = load_configuration()
-    if model not in configuration.models:
-        known = ", ".join(configuration.models)
-        raise QuernError(f"{configuration_file()}: no model {model}; models are {known}")
+    configuration.chosen([model])
     channels = channels_of(configuration.models[model], configuration)
     if not channels:
         raise QuernError(f"{configuration_file()}: models.{model} is deployed nowhere")
@@ -68,7 +67,8 @@ def roll_back(project: Project, channel: Channel, model: str, wanted: str | None
         if release.id == live:
             return f"{channel['channel']} already has {release.name}"
         marks = Marks(host, model)
-        deployment = deployment_of(host, channel, release)
+        journal = Journal(project.private / "history.jsonl", provenance(project.root))
+        deployment = deployment_of(host, channel, release, journal)
         deployment.make_live({}, retry=True)
         if live:
             marks.put(live, WITHDRAWN, f"rolled back to {release.id} by {who()}")

@@ -186,6 +186,12 @@ def test_health_and_rollback_go_on_without_a_host_that_is_down(two_hosts: Remote
     project.machines["attic"].stop()
     told = project.doit("health", status=2).stdout
     assert "stable on attic, host: attic: out of reach" in told and "on edge" not in told
+    done = project.doit("status", status=75)
+    assert "as it should be" in done.stdout and "attic: out of reach" in done.stdout
+    done = project.doit("history")
+    assert done.stdout.count("live in stable on attic") == 2
+    assert "attic: out of reach" in done.stderr
+    assert "shown is what this project did there" in done.stderr
     done = project.doit("rollback", "digits", status=75)
     assert "of edge after" in done.stdout and "attic: out of reach" in done.stderr
     assert project.health_on("edge")["release"] != live

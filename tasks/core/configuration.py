@@ -240,6 +240,14 @@ class Configuration(Section, frozen=True):
         """The models of kind llm, by name."""
         return {n: m for n, m in self.models.items() if isinstance(m, LanguageModel)}
 
+    def chosen(self, names: list[str]) -> list[str]:
+        """The models named, by default all that are deployed somewhere. Raises QuernError."""
+        for name in names:
+            if name not in self.models:
+                known = ", ".join(self.models)
+                raise QuernError(f"{configuration_file()}: no model {name}; models are {known}")
+        return names or [name for name, model in self.models.items() if model.deploy]
+
     def sources(self) -> dict[str, Source]:
         """What is brought from where training writes it, by model."""
         found = {n: m.checkpoint for n, m in self.classifiers().items()}

@@ -18,6 +18,7 @@ from tasks.core.configuration import (
     Host as HostSection,
 )
 from tasks.hosts.deployment import Deployment
+from tasks.hosts.history import Journal
 from tasks.hosts.host import Host
 from tasks.hosts.local import LocalHost, read_digest
 from tasks.hosts.marks import Marks
@@ -109,11 +110,16 @@ def asked_at(channel: Channel) -> str:
     return f"{EVERYWHERE.get(channel['listen'], channel['listen'])}:{channel['port']}"
 
 
-def deployment_of(host: Host, channel: Channel, release: Release) -> Deployment | FolderDeployment:
-    """How `release` gets into a channel."""
+def deployment_of(
+    host: Host, channel: Channel, release: Release, journal: Journal | None = None
+) -> Deployment | FolderDeployment:
+    """How `release` gets into a channel; what becomes of it is written to `journal`."""
+    journal = journal or Journal()
     if "port" in channel:
-        return Deployment(host, release, channel["channel"], listens_at(channel), asked_at(channel))
-    return FolderDeployment(host, release, channel["channel"], channel["settings"])
+        return Deployment(
+            host, release, channel["channel"], listens_at(channel), asked_at(channel), journal
+        )
+    return FolderDeployment(host, release, channel["channel"], channel["settings"], journal)
 
 
 def wanted_release(host: Host, channel: Channel, release: Release) -> Release:

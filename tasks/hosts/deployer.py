@@ -1,6 +1,5 @@
 """Who deploys: the name in a host's lock, in marks and in the history."""
 
-import getpass
 import json
 import os
 import time
@@ -8,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.core.errors import Busy
+from tasks.core.provenance import user
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,3 @@ class HostBusy(Busy):
         except (ValueError, TypeError):
             holder = "a deployer that has just started"
         super().__init__(f"{name}: {path.parent.name} is being deployed by {holder}")
-
-
-def user() -> str:
-    """The user's name, or number where it has none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

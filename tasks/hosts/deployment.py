@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts import history, llm_probe, probe
+from tasks.hosts import llm_probe, probe
+from tasks.hosts.history import Journal
 from tasks.hosts.holder import Holder, Server, ServerEnded, Times
 from tasks.hosts.host import Host, Platform
 from tasks.hosts.marks import FAILED, Marks
@@ -52,8 +53,15 @@ class Deployment:
     """One release on its way into one channel of one host."""
 
     def __init__(
-        self, host: Host, release: Release, channel: str, listens_at: str, asked_at: str = ""
+        self,
+        host: Host,
+        release: Release,
+        channel: str,
+        listens_at: str,
+        asked_at: str = "",
+        journal: Journal | None = None,
     ) -> None:
+        self.journal = journal or Journal()
         self.host, self.release, self.channel = host, release, channel
         self.listens_at, self.address = listens_at, asked_at or listens_at
         self.directory = host.root / release.model / channel
@@ -170,7 +178,7 @@ class Deployment:
         self._record("failed", previous, str(error))
 
     def _record(self, outcome: str, previous: Path | None, error: str = "") -> None:
-        history.record(
+        self.journal.record(
             self.host,
             self.release,
             self.channel,

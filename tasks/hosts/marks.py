@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts.deployer import user
+from tasks.core.provenance import user
 from tasks.hosts.host import Host
 
 FAILED, WITHDRAWN = "failed", "withdrawn"

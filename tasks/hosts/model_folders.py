@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts import history
+from tasks.hosts.history import Journal
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
 from tasks.hosts.releases import Progress, Release, install, nothing
@@ -26,6 +26,7 @@ class FolderDeployment:
     release: Release
     channel: str
     settings: dict[str, Any]
+    journal: Journal
     told: str = ""
     progress: Progress = nothing
 
@@ -70,7 +71,9 @@ class FolderDeployment:
     def _record(
         self, outcome: str, previous: Path | None, seconds: dict[str, float], **more: Any
     ) -> None:
-        history.record(self.host, self.release, self.channel, outcome, previous, seconds, **more)
+        self.journal.record(
+            self.host, self.release, self.channel, outcome, previous, seconds, **more
+        )
 
     def _to_lmstudio(self, installed: Path, placed: Path) -> None:
         source = installed / self.release.file("weights")

@@ -1,0 +1,49 @@
+"""What a run was made of, for records: the project's commit, its configuration, who started it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tasks.core.digest import digest_of_bytes
+from tasks.core.environment import configuration_file
+
+
+def provenance(root: Path) -> dict[str, Any]:
+    """{"commit", "dirty", "configuration", "command", "user", "machine"} of this run in the project
+    `root`. `commit` is None outside a git checkout; `configuration` is models.yaml's digest.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "dirty": None if commit is None else bool(_git(root, "status", "--porcelain")),
+        "configuration": digest_of_bytes((root / configuration_file()).read_bytes()),
+        "command": " ".join(["doit", *sys.argv[1:]]),
+        "user": user(),
+        "machine": os.uname().nodename,
+    }
+
+
+def user() -> str:
+    """The user's name, or number where it has none."""
+    import getpass  # what it brings along would cost `doit list` milliseconds
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

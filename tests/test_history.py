@@ -1,0 +1,95 @@
+"""`doit history` and `doit status`: what is live, since when, and how it came there."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.deploy_project import DeployProject
+
+pytestmark = pytest.mark.slow
+
+
+def git(project: DeployProject, *arguments: str) -> str:
+    identity = ["-c", "user.name=Ann", "-c", "user.email=ann@example.com"]
+    done = subprocess.run(
+        ["git", *identity, *arguments],
+        cwd=project.root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_what_became_of_releases(deploy_project: DeployProject):
+    project = deploy_project
+    assert project.doit("history").stdout == ""
+    told = project.doit("status", status=1).stdout
+    assert "stable on local" in told and "nothing is live yet: doit deploy:digits" in told
+
+    git(project, "init", "-q")
+    git(project, "add", "models.yaml")
+    git(project, "commit", "-qm", "first")
+    commit = git(project, "rev-parse", "HEAD")
+    for number in (0, 1):
+        project.use_checkpoint(number)
+        project.doit()
+    live = project.health()["release"]
+    project.doit("rollback", "digits")
+    back = project.health()["release"]
+
+    records = json.loads(project.doit("history", "--json").stdout)
+    assert [(r["outcome"], r["release"]) for r in records] == [
+        ("live", back),
+        ("live", live),
+        ("live", back),
+    ]
+    first, second, last = records
+    assert (first["host"], first["model"], first["channel"]) == ("local", "digits", "stable")
+    assert first["previous"] is None and second["previous"] == back and last["previous"] == live
+    assert first["run"]["commit"] == commit and first["run"]["dirty"]  # dodo.py is not in git
+    assert first["run"]["command"] == "doit"
+    assert last["run"]["command"] == "doit rollback digits"
+    assert len(first["run"]["configuration"]) == 32
+    assert first["checkpoint"]["sha256"] and first["digests"]["weights"]
+    assert {"install", "load", "probe", "switch"} <= first["seconds"].keys()
+    kept = (project.root / ".quern/history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == records
+
+    lines = project.doit("history", "digits").stdout.splitlines()
+    assert len(lines) == 3
+    assert f"({back}) live in stable on local after" in lines[0]
+    assert f", doit, commit {commit[:12]} with changes" in lines[0]
+    assert project.doit("history", "--last", "1").stdout.splitlines() == lines[-1:]
+    assert "no model cats" in project.doit("history", "cats", status=3).stderr
+    assert "must not be negative" in project.doit("history", "--last", "-1", status=3).stderr
+
+    # A line that a power cut left half-written is passed over.
+    with open(project.host / "history.jsonl", "ab") as file:
+        file.write(b'{"at": 1, "outc')
+    assert project.doit("history").stdout.splitlines() == lines
+
+    # A rollback holds: what is live is what should be.
+    [row] = json.loads(project.doit("status", "--json").stdout)
+    assert row["status"] == "as it should be" and row["release"] == back
+    assert row["since"] == last["at"] and row["label"] == "Cycle 1 (Epoch 0, 50.00%)"
+    project.stop()
+    [line] = project.doit("status", status=1).stdout.splitlines()
+    assert line.startswith("digits  stable on local  Cycle 1 (Epoch 0, 50.00%)")
+    assert "does not serve" in line
+
+
+def test_what_failed_is_in_the_history(deploy_project: DeployProject):
+    project = deploy_project
+    project.use_checkpoint(0)
+    project.doit("release")
+    golden = project.root / "weights/digits/golden.json"
+    text = json.loads(golden.read_bytes())
+    text["probes"][0]["logits"][0] += 5
+    golden.chmod(0o644)
+    golden.write_text(json.dumps(text))
+    told = project.doit("-s", "deploy:digits", status=1).stderr
+    assert "it was changed after the release was made" in told
+    [line] = project.doit("history").stdout.splitlines()
+    assert "failed for stable on local: " in line and "it was changed after" in line
