@@ -473,10 +473,14 @@ def test_a_name_that_can_not_be_shown_is_left_alone_and_told_once(project, train
 def test_a_choice_that_is_gone_before_it_was_taken_is_a_fault(project, training):
     cycles(training, 9, 13)
     project.doit()
-    training.wrap("cat", "exit 1")
     path = training.home / "tried.pth"
-    path.write_bytes(whole("tried", size=96 << 20))
+    path.write_bytes(whole("tried"))
+    # Nothing can be brought: its folder can't be made.
+    transfers = project.root / ".quern/transfers"
+    shutil.rmtree(transfers, ignore_errors=True)
+    transfers.write_text("in the way")
     project.doit("use", "--checkpoint", "~/tried.pth", status=1)
+    transfers.unlink()
     path.unlink()
     told = project.doit("fetch", status=2)
     assert f"gpu:{path}, which was chosen: it is gone; doit fetch:dogs --automatic ends" in told
