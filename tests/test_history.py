@@ -1,10 +1,13 @@
 """`doit history` and `doit status`: what is live, since when, and how it came there."""
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from tasks.core.digest import read_digests
 from tests.deploy_project import DeployProject
 
 pytestmark = pytest.mark.slow
@@ -93,3 +96,44 @@ def test_what_failed_is_in_the_history(deploy_project: DeployProject):
     assert "it was changed after the release was made" in told
     [line] = project.doit("history").stdout.splitlines()
     assert "failed for stable on local: " in line and "it was changed after" in line
+
+
+def test_verify_reads_everything_again(deploy_project: DeployProject):
+    project = deploy_project
+    project.use_checkpoint(0)
+    project.doit()
+    told = project.doit("verify").stdout
+    assert "all is as it was recorded" in told
+    read = json.loads(project.doit("verify", "--json").stdout)
+    assert read["differences"] == [] and read["read"] > 15
+
+    def flip(path: Path) -> None:
+        """Change a byte, and leave size and time as they were."""
+        status = path.stat()
+        path.chmod(0o644)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    golden = project.root / "weights/digits/golden.json"
+    digest = read_digests(golden)[1]
+    flip(project.root / ".quern/store/objects" / digest[:2] / digest[2:])
+    flip(project.root / "weights/digits/model_weights.bin")
+    (project.root / "weights/digits/details.json").unlink()
+    [release] = (project.host / "releases").iterdir()
+    flip(release / "classes.json")
+    before = project.health()
+    differences = project.doit("verify", status=1).stdout.splitlines()
+    assert sorted(differences) == [
+        f"local: release {release.name} of digits: classes.json is not the release's",
+        f"store: .quern/store/objects/{digest[:2]}/{digest[2:]} is damaged; "
+        "the next doit makes it anew",
+        "weights:digits: weights/digits/details.json is gone",
+        "weights:digits: weights/digits/model_weights.bin is not what it made",
+    ]
+    assert project.health() == before
+
+    # What the next runs put right; the release, when it is deployed anew.
+    project.doit("-a", "deploy:digits")
+    assert "all is as it was recorded" in project.doit("verify").stdout
