@@ -39,6 +39,8 @@ def test_what_became_of_releases(deploy_project: DeployProject):
         project.use_checkpoint(number)
         project.doit()
     live = project.health()["release"]
+    with open(project.root / "models.yaml", "a") as file:
+        file.write("# a change\n")
     project.doit("rollback", "digits")
     back = project.health()["release"]
 
@@ -51,7 +53,10 @@ def test_what_became_of_releases(deploy_project: DeployProject):
     first, second, last = records
     assert (first["host"], first["model"], first["channel"]) == ("local", "digits", "stable")
     assert first["previous"] is None and second["previous"] == back and last["previous"] == live
-    assert first["run"]["commit"] == commit and first["run"]["dirty"]  # dodo.py is not in git
+    assert first["run"]["commit"] == last["run"]["commit"] == commit
+    assert not first["run"]["dirty"] and last["run"]["dirty"]
+    assert first["run"]["configuration"] == second["run"]["configuration"]
+    assert first["run"]["configuration"] != last["run"]["configuration"]
     assert first["run"]["command"] == "doit"
     assert last["run"]["command"] == "doit rollback digits"
     assert len(first["run"]["configuration"]) == 32
@@ -63,7 +68,8 @@ def test_what_became_of_releases(deploy_project: DeployProject):
     lines = project.doit("history", "digits").stdout.splitlines()
     assert len(lines) == 3
     assert f"({back}) live in stable on local after" in lines[0]
-    assert f", doit, commit {commit[:12]} with changes" in lines[0]
+    assert lines[0].endswith(f", doit, commit {commit[:12]}")
+    assert lines[2].endswith(f", doit rollback digits, commit {commit[:12]} with changes")
     assert project.doit("history", "--last", "1").stdout.splitlines() == lines[-1:]
     assert "no model cats" in project.doit("history", "cats", status=3).stderr
     assert "must not be negative" in project.doit("history", "--last", "-1", status=3).stderr

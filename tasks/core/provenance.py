@@ -12,12 +12,13 @@ from tasks.core.environment import configuration_file
 
 def provenance(root: Path) -> dict[str, Any]:
     """{"commit", "dirty", "configuration", "command", "user", "machine"} of this run in the project
-    `root`. `commit` is None outside a git checkout; `configuration` is models.yaml's digest.
+    `root`. `commit` is None outside a git checkout; `dirty` says whether files that git tracks
+    differ from it; `configuration` is models.yaml's digest.
     """
     commit = _git(root, "rev-parse", "HEAD")
     return {
         "commit": commit,
-        "dirty": None if commit is None else bool(_git(root, "status", "--porcelain")),
+        "dirty": None if commit is None else bool(_git(root, "status", "--porcelain", "-uno")),
         "configuration": digest_of_bytes((root / configuration_file()).read_bytes()),
         "command": " ".join(["doit", *sys.argv[1:]]),
         "user": user(),
