@@ -98,9 +98,10 @@ class Deployment:
             self._failed(error, previous)
             raise
         self._record("live", previous)
+        elsewhere = "" if self.host.name == "local" else f" of {self.host.name}"
         self.told = (
-            f"{self.release.name} is live on http://{self.address} of {self.host.name} "
-            f"after {sum(self.seconds.values()):.1f} s, try there:\n"
+            f"{self.release.name} is live on http://{self.address}{elsewhere} "
+            f"after {sum(self.seconds.values()):.1f} s, try{' there' if elsewhere else ''}:\n"
             f"  {self.kind.example.format(address=self.address)}"
         )
 
