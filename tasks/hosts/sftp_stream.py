@@ -232,6 +232,7 @@ class Push:
                 # A host lets only so many channels be open (sshd_config(5), MaxSessions).
                 if not self._lanes:
                     raise
+                break
 
     @property
     def done(self) -> int:

@@ -26,6 +26,8 @@ CHANNEL_SECONDS = 20.0
 KEEPALIVE_SECONDS = 10
 CUT_AFTER_SECONDS = 30
 REMEMBERED_SECONDS = 60.0
+MOST_SESSIONS_SECONDS = 1.0
+CONNECT_FAILED = 2  # RFC 4254, section 5.1: SSH_OPEN_CONNECT_FAILED
 # A channel's window bounds what is on its way: at 50 ms of round trip the usual 2 MiB are
 # 40 MB/s, however wide the line.
 WINDOW_BYTES = 64 << 20
@@ -104,7 +106,16 @@ class Connection:
             transport = self._client.get_transport()
             if transport is None:
                 raise OutOfReach(f"{self.name}: the connection was closed")
-            channel = transport.open_session(timeout=CHANNEL_SECONDS)
+            deadline = time.monotonic() + MOST_SESSIONS_SECONDS
+            while True:
+                try:
+                    channel = transport.open_session(timeout=CHANNEL_SECONDS)
+                    break
+                except paramiko.ChannelException as refused:
+                    # sshd_config's MaxSessions: one that has ended may count for a moment yet.
+                    if refused.code != CONNECT_FAILED or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
             channel.settimeout(CUT_AFTER_SECONDS)
             return channel
 
