@@ -97,3 +97,13 @@ def receivers() -> Iterator[Callable[..., Receiver]]:
 @pytest.fixture
 def receiver(receivers: Callable[..., Receiver]) -> Receiver:
     return receivers()
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[object]:
+    """tests.source_world.Training: a machine that trains, reached by SSH."""
+    from tests.source_world import Training
+
+    training = Training(tmp_path / "gpu")
+    yield training
+    training.machine.remove()

@@ -192,6 +192,15 @@ class Machine:
         self.process.kill()
         self.process.wait()
         self.process = None
+        deadline = time.monotonic() + 20
+        while self.namespaced and self._processes():  # its first one's end ends them, in a moment
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def _processes(self) -> bytes:
+        """Process ids in the machine's namespace."""
+        listing = ["ip", "netns", "pids", self.namespace]
+        return subprocess.run(listing, capture_output=True, check=True).stdout
 
     def remove(self) -> None:
         self.stop()

@@ -69,6 +69,21 @@ def servers_in(project: RemoteProject) -> dict[int, str]:
     return found
 
 
+def begun_deploy(project: RemoteProject) -> "subprocess.Popen[str]":
+    """A deploy that has just come as far as edge's sshd, or has ended."""
+    run = subprocess.Popen(
+        project.command("deploy"),
+        cwd=project.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not project.edge.sessions() and run.poll() is None:
+        assert time.monotonic() < deadline
+    return run
+
+
 def test_the_connection_is_cut_at_ten_points(project: RemoteProject):
     project.use_checkpoint(1)
     start = time.monotonic()
@@ -82,16 +97,7 @@ def test_the_connection_is_cut_at_ten_points(project: RemoteProject):
         project.doit("release")
         wanted = release_here(project)
         assert wanted != before
-        run = subprocess.Popen(
-            project.command("deploy"),
-            cwd=project.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 30
-        while not project.edge.sessions() and run.poll() is None:
-            assert time.monotonic() < deadline
+        run = begun_deploy(project)
         time.sleep(point * 0.02)
         project.edge.kill_sessions()
         out, err = run.communicate(timeout=120)
@@ -111,11 +117,7 @@ def test_packets_are_lost_in_the_midst_of_a_deploy(project: RemoteProject):
     before = project.health_on()["release"]
     project.use_checkpoint(1)
     project.doit("release")
-    run = subprocess.Popen(
-        project.command("deploy"), cwd=project.root, stderr=subprocess.PIPE, text=True
-    )
-    while not project.edge.sessions():
-        time.sleep(0.002)
+    run = begun_deploy(project)
     time.sleep(0.05)
     project.edge.cut_link()
     _, told = run.communicate(timeout=200)
@@ -196,11 +198,7 @@ def test_the_host_reboots(project: RemoteProject):
     # In the midst of a deploy.
     project.use_checkpoint(1)
     project.doit("release")
-    run = subprocess.Popen(
-        project.command("deploy"), cwd=project.root, stderr=subprocess.PIPE, text=True
-    )
-    while not project.edge.sessions():
-        time.sleep(0.002)
+    run = begun_deploy(project)
     time.sleep(0.1)
     project.edge.stop()
     _, told = run.communicate(timeout=200)

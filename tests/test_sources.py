@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ import pytest
 from tests.source_world import SourceProject, Training, whole
 
 PATTERN = '{host: gpu, path: "~/mycnn/checkpoints_cycle*/best_model.pth"'
-
-
-@pytest.fixture
-def training(tmp_path: Path) -> Iterator[Training]:
-    training = Training(tmp_path / "gpu")
-    yield training
-    training.machine.remove()
 
 
 @pytest.fixture

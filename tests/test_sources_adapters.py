@@ -7,7 +7,6 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ def write(folder: Path, text: str, size: int = 0) -> None:
     (folder / "adapter_model.safetensors").write_bytes(safetensors(text, size))
     (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "of": text}))
     (folder / "tokenizer.json").write_text("{}")
-
-
-@pytest.fixture
-def training(tmp_path: Path) -> Iterator[Training]:
-    training = Training(tmp_path / "gpu")
-    yield training
-    training.machine.remove()
 
 
 @pytest.fixture
