@@ -18,7 +18,7 @@ from tasks.core.digest import canonical_json, files_below
 from tasks.core.errors import QuernError
 from tasks.core.recipe import Paths, Recipe
 from tasks.core.tools import compiler, package_version, static_library
-from tasks.hosts.channels import host_of, place_of, platform_known
+from tasks.hosts.channels import host_of, host_settings, platform_known
 from tasks.hosts.host import Platform, glibc_needed
 from tasks.models.layout import HOLDER, PLATFORM, SERVER, built_for
 
@@ -84,25 +84,25 @@ def sources_in(folders: tuple[str, ...]) -> list[str]:
 def host_recipe(host: str, configuration: Configuration) -> Recipe:
     """The recipe of the programs for `host`: this machine's, where they run there, else built
     there."""
-    place = place_of(host, configuration)
+    settings = host_settings(host, configuration)
     return Recipe(
         name="native for a host",
         version=1,
         function="tasks.native:provide",
-        inputs=partial(host_inputs, place),
+        inputs=partial(host_inputs, settings),
         outputs={role: built_for(path, host) for role, path in HOST_FILES.items()},
-        parameters={"place": place, "where": configuration.hosts[host].programs},
+        parameters={"settings": settings, "where": configuration.hosts[host].programs},
     )
 
 
 HOST_FILES = {"server": SERVER, "holder": HOLDER, "platform": PLATFORM}
 
 
-def host_inputs(place: dict[str, Any]) -> dict[str, Paths]:
+def host_inputs(settings: dict[str, Any]) -> dict[str, Paths]:
     """The programs of this machine, their sources, and what the host is, asked once."""
-    known = platform_known(place["host"])
+    known = platform_known(settings["host"])
     if not known.exists():
-        platform = host_of(Path.cwd(), place).platform()
+        platform = host_of(Path.cwd(), settings).platform()
         write_atomically(known, canonical_json(platform.as_data()) + b"\n")
     return {
         **{f"{role}_here": path for role, path in HOST_FILES.items()},
@@ -112,7 +112,7 @@ def host_inputs(place: dict[str, Any]) -> dict[str, Paths]:
 
 
 def provide(
-    place: dict[str, Any],
+    settings: dict[str, Any],
     where: str,
     sources: list[str],
     platform_there: str,
@@ -126,12 +126,12 @@ def provide(
     """
     there = Platform.of(json.loads(Path(platform_there).read_bytes()))
     here = Platform.of(json.loads(Path(platform_here).read_bytes()))
-    host = place["host"]
+    host = settings["host"]
     if where == "there" or (where == "automatic" and not there.runs_programs_of(here)):
         from tasks.hosts.building import build_there
         from tasks.hosts.remote import RemoteHost
 
-        remote = host_of(Path.cwd(), place)
+        remote = host_of(Path.cwd(), settings)
         assert isinstance(remote, RemoteHost)
         built = {"quern-server": outputs["server"], "quern-holder": outputs["holder"]}
         build_there(remote, sources, built, Path(".quern/transfers"))

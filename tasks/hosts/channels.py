@@ -37,21 +37,21 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
     """Every channel that the model goes to, servers before folders: they prove it first."""
     channels = []
     for host, wanted in model.deploy.items():
-        place = place_of(host, configuration)
+        of_host = host_settings(host, configuration)
         if isinstance(wanted, dict):
-            channels += [{**place, "channel": c, "port": port} for c, port in wanted.items()]
+            channels += [{**of_host, "channel": c, "port": port} for c, port in wanted.items()]
             continue
         if wanted.chat:
-            channels.append({**place, "channel": "chat", "port": wanted.chat})
+            channels.append({**of_host, "channel": "chat", "port": wanted.chat})
         folders = {"lmstudio": _lmstudio(wanted.lmstudio), "ollama": _ollama(wanted.ollama)}
         for name, settings in folders.items():
             if settings:
                 plain = msgspec.to_builtins(settings)
-                channels.append({**place, "channel": name, "settings": plain})
+                channels.append({**of_host, "channel": name, "settings": plain})
     return channels
 
 
-def place_of(host: str, configuration: Configuration) -> Channel:
+def host_settings(host: str, configuration: Configuration) -> Channel:
     """What a channel has from its host."""
     known = configuration.hosts.get(host, HostSection())
     return {
@@ -79,8 +79,8 @@ def in_words(channel: Channel) -> str:
 
 
 def host_of(project: Path, channel: Channel, digest: Callable[[str], str] | None = None) -> Host:
-    """The host of a channel (or of a place); `digest` is used for files of this machine, in place
-    of reading them anew."""
+    """The host of a channel, or of host_settings(); `digest` is used for files of this
+    machine, in place of reading them anew."""
     if channel["ssh"]:
         return _remote(channel["host"], channel["ssh"], channel["root"], channel["ssh_config"])
     root = project / Path(channel["root"]).expanduser()

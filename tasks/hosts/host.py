@@ -74,8 +74,8 @@ class Host(Protocol):
         """What programs it runs."""
 
     def expand(self, path: str) -> Path:
-        """`path` with `~` as the host's user has it; relative ones are below `root`'s project or
-        the user's home."""
+        """`path` with `~` as the host's user has it, absolute; relative ones are below the home
+        there, here below the project."""
 
     # -- files ---------------------------------------------------------------------------------
 

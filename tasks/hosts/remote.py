@@ -106,7 +106,6 @@ class RemoteHost:
         self.name, self._ssh, self._config = name, ssh, config
         self._given_root = root
         self._home: Path | None = None
-        self._holder: Path | None = None
 
     @property
     def connection(self) -> Connection:
@@ -184,7 +183,6 @@ class RemoteHost:
         progress: Callable[[int, int], None],
     ) -> None:
         """Send `source`, verified by SHA-256, by rename; a cut one is gone on with."""
-        self.make_directory(destination.parent)
         upload(
             self.connection,
             source,
