@@ -139,8 +139,14 @@ def deploy(
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
-            wanted = release if retry else wanted_release(host, channel, release)
+            wanted = wanted_release(host, channel, release)
+            if retry and not channel["promoted"]:
+                wanted = release
+            if wanted is None:
+                continue
             deployment = deployment_of(host, channel, wanted, journal)
+            if channel["promoted"] and not deployment.drift():
+                continue
             deployment.progress = partial(sending, project, task)
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
@@ -206,4 +212,5 @@ class Live:
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:
         host = host_of(Path.cwd(), channel)
-        return deployment_of(host, channel, wanted_release(host, channel, release)).drift()
+        wanted = wanted_release(host, channel, release)
+        return deployment_of(host, channel, wanted).drift() if wanted else ""

@@ -65,7 +65,8 @@ def channel_status(project: Project, model: str, channel: Channel) -> dict[str, 
         host = host_of(project.root, channel, project.index.digest)
         link = host.link_target(host.root / model / channel["channel"] / "current")
         if link is None:
-            return {**row, "why": f"nothing is live yet: doit deploy:{model}"}
+            what = "promote " if channel["promoted"] else "deploy:"
+            return {**row, "why": f"nothing is live yet: doit {what}{model}"}
         live = Release.on(host, link)
         row |= {"release": live.id, "label": live.name, "since": since(host, live, channel)}
         why = difference(host, live, channel)
@@ -83,7 +84,7 @@ def difference(host: Host, live: Release, channel: Channel) -> str:
     of_host = channel["host"] if channel["ssh"] and isinstance(model, Classifier) else ""
     built = Path(manifest_file(live.model, of_host))
     wanted = wanted_release(host, channel, Release.read(built)) if built.exists() else live
-    return deployment_of(host, channel, wanted).drift()
+    return deployment_of(host, channel, wanted or live).drift()
 
 
 def since(host: Host, release: Release, channel: Channel) -> float | None:
