@@ -94,7 +94,7 @@ def deploy_to(
         keep = channels[0]["keep"]
     else:
         files, manifest = language_release_files(name, model), manifest_file(name)
-        keep, probes = keep_of(model), ""
+        keep, probes = channels[0]["keep"], ""
     return {
         "doc": f"Make the release of {name} live: {', '.join(map(in_words, channels))}.",
         "actions": [
@@ -112,11 +112,6 @@ def deploy_to(
         "meta": {"stands": partial(stands, name, channels)},
         "params": PARAMETERS,
     }
-
-
-def keep_of(model: LanguageModel) -> int:
-    """How many earlier releases are kept."""
-    return max(wanted.keep for wanted in model.deploy.values())
 
 
 def deploy(

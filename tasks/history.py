@@ -81,4 +81,6 @@ def by(record: Record) -> str:
     run = record.get("run") or {}
     command = f", {run['command']}" if run.get("command") else ""
     commit = f", commit {run['commit'][:12]}" if run.get("commit") else ""
-    return f"{record['who']}{command}{commit}{' with changes' if run.get('dirty') else ''}"
+    changes = " with changes" if run.get("dirty") else ""
+    reason = f": {run['reason']}" if run.get("reason") else ""
+    return f"{record['who']}{command}{commit}{changes}{reason}"

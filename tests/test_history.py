@@ -70,7 +70,7 @@ def test_what_became_of_releases(deploy_project: DeployProject):
     assert f"({back}) live in stable on local after" in lines[0]
     assert lines[0].endswith(f", doit, commit {commit[:12]}")
     assert lines[2].endswith(f", doit rollback digits, commit {commit[:12]} with changes")
-    assert project.doit("history", "--last", "1").stdout.splitlines() == lines[-1:]
+    assert project.doit("history", "digits", "--last", "1").stdout.splitlines() == lines[-1:]
     assert "no model cats" in project.doit("history", "cats", status=3).stderr
     assert "must not be negative" in project.doit("history", "--last", "-1", status=3).stderr
 

@@ -86,6 +86,16 @@ def _records(data: bytes) -> list[Record]:
     return found
 
 
+def live_since(host: Host, release: Release, channel: str) -> float | None:
+    """When the release last became live in the channel, by its deployer's clock."""
+    times = [
+        record["at"]
+        for record in on_host(host, release.model)
+        if (record["outcome"], record["release"], record["channel"]) == (LIVE, release.id, channel)
+    ]
+    return float(times[-1]) if times else None
+
+
 def went_live(host: Host, model: str, channel: str = "") -> list[str]:
     """Ids of the releases that were live in `channel`, by default in any, the oldest first, as
     often as they were."""
