@@ -24,6 +24,7 @@ from tasks.hosts.channels import (
 )
 from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.history import Journal
+from tasks.hosts.lineage import lineage_in_words
 from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
 from tasks.hosts.releases import Release
@@ -109,7 +110,10 @@ def deploy_to(
         ],
         "file_dep": [manifest, *files.values()],
         "uptodate": [Live(manifest, channels)],
-        "meta": {"stands": partial(stands, name, channels)},
+        "meta": {
+            "stands": partial(stands, name, channels),
+            "lineage": partial(lineage_in_words, name, channels),
+        },
         "params": PARAMETERS,
     }
 

@@ -80,6 +80,11 @@ class Lineage:
         what no recipe made, none."""
         return self._made.get(digest, [])
 
+    def beginning(self, digits: str) -> str | None:
+        """The digest of the artifact whose digest begins with `digits`; None if there is no one."""
+        found = [digest for digest in self._made if digest.startswith(digits)]
+        return found[0] if len(found) == 1 else None
+
     def steps(self, digests: Iterable[str]) -> list[Made]:
         """All that was run on the way to the artifacts, each step once, theirs first.
 

@@ -104,3 +104,13 @@ def went_live(host: Host, model: str, channel: str = "") -> list[str]:
         for record in on_host(host, model)
         if record["outcome"] == LIVE and channel in ("", record["channel"])
     ]
+
+
+def by(record: Record) -> str:
+    """Who or what started it, at which commit, and why, if they said it."""
+    run = record.get("run") or {}
+    command = f", {run['command']}" if run.get("command") else ""
+    commit = f", commit {run['commit'][:12]}" if run.get("commit") else ""
+    changes = " with changes" if run.get("dirty") else ""
+    reason = f": {run['reason']}" if run.get("reason") else ""
+    return f"{record['who']}{command}{commit}{changes}{reason}"
