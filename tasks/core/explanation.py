@@ -36,7 +36,7 @@ def _causes(
             together.setdefault(keys, []).append(reason)
             pairs[keys] = made
     for keys, reasons in together.items():
-        what = " and ".join(_in_words(reason) for reason in reasons)
+        what = ", ".join(_in_words(reason) for reason in reasons)
         lines.append(f"{indent}because {what}, made by {pairs[keys][1].recipe}")
         if keys not in told:
             told.add(keys)

@@ -73,8 +73,12 @@ def on_host(host: Host, model: str) -> list[Record]:
 
 def in_project(path: Path, model: str, host: str) -> list[Record]:
     """The records of a model on a host that the project of `path` wrote, the oldest first."""
-    data = path.read_bytes() if path.exists() else b""
-    return [r for r in _records(data) if (r.get("model"), r.get("host")) == (model, host)]
+    return [r for r in every_record(path) if (r.get("model"), r.get("host")) == (model, host)]
+
+
+def every_record(path: Path) -> list[Record]:
+    """All that the project of `path` wrote, the oldest first."""
+    return _records(path.read_bytes() if path.exists() else b"")
 
 
 def _records(data: bytes) -> list[Record]:

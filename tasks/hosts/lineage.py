@@ -38,7 +38,7 @@ def how_it_came_there(lineage: Lineage, live: Record, earlier: list[Record]) -> 
     before = next((r for r in reversed(earlier) if r["release"] != live["release"]), None)
     if before is None:
         return [*lines, "it is the first that was live there"]
-    lines.append(f"before it served {before['label']} ({before['release']}); this one is another")
+    lines.append(f"before it served {before['label']} ({before['release']}); it is another")
     ids = [lineage.beginning(record["release"]) for record in (before, live)]
     causes = explain(lineage, *ids) if None not in ids else []  # type: ignore[arg-type]
     if not causes:  # made elsewhere, or no longer in the store
