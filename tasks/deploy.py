@@ -19,11 +19,13 @@ from tasks.hosts.channels import (
     deployment_of,
     host_of,
     in_words,
+    live_release,
     platform_known,
     wanted_release,
 )
 from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.history import Journal
+from tasks.hosts.host import Host
 from tasks.hosts.lineage import lineage_in_words
 from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
@@ -130,11 +132,13 @@ def deploy(
     **choice: Any,
 ) -> None:
     """Make the release of `manifest` live in every channel of one host; of earlier ones, keep
-    `keep`. The options of a `choice` were seen to before the run. Raises QuernError.
+    `keep`. The options of a `choice` were seen to before the run. Raises QuernError; what was live
+    serves then, and if it had ended, it is started again.
     """
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])
     journal = Journal(project.private / "history.jsonl", provenance(project.root))
+    faults: list[QuernError] = []
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
@@ -149,15 +153,34 @@ def deploy(
             deployment.progress = partial(sending, project, task)
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
-            except OtherPlatform as error:
-                platform_known(host.name).unlink(missing_ok=True)
-                raise QuernError(f"{error}; run doit again, which asks it anew") from None
+            except QuernError as error:  # the other channels shall not wait for it
+                faults.append(error)
+                bring_back(host, channel, wanted, journal)
+                continue
             seconds = time.monotonic() - start
             told = f"{in_short(wanted, channel)}, after {seconds:.1f} s"
             project.announce(task, "deployed", told)
             image = next(iter(sorted(glob.glob(probes))), "IMAGE")
             project.event(task, {"note": deployment.told.replace("IMAGE", image)})
-        prune(host, release.model, keep)
+        if not faults:
+            prune(host, release.model, keep)
+    for error in faults:
+        if isinstance(error, OtherPlatform):
+            platform_known(host.name).unlink(missing_ok=True)
+            raise QuernError(f"{error}; run doit again, which asks it anew")
+        raise error
+
+
+def bring_back(host: Host, channel: Channel, failed: Release, journal: Journal) -> None:
+    """See that what is live serves, though another release failed: after a reboot, nothing does."""
+    try:
+        live = live_release(host, failed.model, channel)
+        if live is not None and live.id != failed.id:
+            deployment = deployment_of(host, channel, live, journal)
+            if deployment.drift():
+                deployment.make_live({}, retry=True)
+    except (QuernError, OSError):
+        pass  # it is the first fault that matters
 
 
 def sending(project: Project, task: str, file: str, done: int, total: int) -> None:

@@ -121,6 +121,10 @@ class Host(Protocol):
         """Remove files below `folder` that came in part, and that nobody went on with for two
         weeks."""
 
+    def files_below(self, folder: Path) -> dict[str, int]:
+        """Relative path → bytes of every file below `folder`, none if it isn't there; files that
+        came in part are left out."""
+
     # -- directories and links -------------------------------------------------------------------
 
     def make_directory(self, path: Path) -> None:

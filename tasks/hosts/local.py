@@ -195,6 +195,14 @@ class LocalHost:
                 if partial.lstat().st_mtime < time.time() - PARTIALS_SECONDS:
                     partial.unlink()
 
+    def files_below(self, folder: Path) -> dict[str, int]:
+        """Relative path → bytes of every file below `folder`."""
+        return {
+            str(path.relative_to(folder)): path.lstat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.endswith(".partial")
+        }
+
     def make_directory(self, path: Path) -> None:
         """Make a directory and its parents."""
         path.mkdir(parents=True, exist_ok=True)

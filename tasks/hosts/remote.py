@@ -243,6 +243,16 @@ class RemoteHost:
         script = "find \"$1\" -name '*.partial' -type f -mtime +14 -exec rm -f -- {} +"
         self.run_script(script, str(folder))
 
+    def files_below(self, folder: Path) -> dict[str, int]:
+        """Relative path → bytes of every file below `folder`."""
+        script = """
+        cd -- "$1" 2>/dev/null || exit 0
+        find . -type f ! -name '*.partial' -exec sh -c '
+            for file; do wc -c <"$file" && echo "$file"; done' sh {} +
+        """
+        lines = iter(self.run_script(script, str(folder)).decode(errors="replace").splitlines())
+        return {path.removeprefix("./"): int(size) for size, path in zip(lines, lines, strict=True)}
+
     def size(self, path: Path) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
         with self._sftp() as sftp:
