@@ -13,6 +13,8 @@ from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
+from tasks.hosts.attestation import Attestation
+from tasks.hosts.attestor import Attestor
 from tasks.hosts.channels import (
     Channel,
     channels_of,
@@ -41,7 +43,7 @@ PARAMETERS = [
         "long": "retry",
         "type": bool,
         "default": False,
-        "help": "try a release again that failed its probe or was rolled back",
+        "help": "try a release again that failed its probe or was rolled back, or isn't signed yet",
     },
 ]
 
@@ -136,12 +138,14 @@ def deploy(
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])
     journal = Journal(project.private / "history.jsonl", provenance(project.root))
+    attestor = attestor_of(project, journal)
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
             wanted = release if retry else wanted_release(host, channel, release)
             deployment = deployment_of(host, channel, wanted, journal)
             deployment.progress = partial(sending, project, task)
+            deployment.attestor = attestor
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
             except OtherPlatform as error:
@@ -153,6 +157,12 @@ def deploy(
             image = next(iter(sorted(glob.glob(probes))), "IMAGE")
             project.event(task, {"note": deployment.told.replace("IMAGE", image)})
         prune(host, release.model, keep)
+
+
+def attestor_of(project: Project, journal: Journal) -> Attestor:
+    """Who makes the releases' statements in this run."""
+    sign = load_configuration().sign
+    return Attestor(project, journal.run, sign.key if sign else None)
 
 
 def sending(project: Project, task: str, file: str, done: int, total: int) -> None:
@@ -193,15 +203,19 @@ class Live:
         except (FileNotFoundError, QuernError):
             return True  # there is nothing yet to compare with; the inputs say why it runs
         task.init_options()
-        if task.options["retry"] and any(self._is_marked(c, release) for c in self.channels):
+        if task.options["retry"] and any(self._may_be_retried(c, release) for c in self.channels):
             self.reason = f"release {release.id} is to be tried again"
             return False
         self.reason = next(filter(None, (self._drift(c, release) for c in self.channels)), "")
         return not self.reason
 
     @staticmethod
-    def _is_marked(channel: Channel, release: Release) -> bool:
-        return Marks(host_of(Path.cwd(), channel), release.model).read(release.id) is not None
+    def _may_be_retried(channel: Channel, release: Release) -> bool:
+        host = host_of(Path.cwd(), channel)
+        if Marks(host, release.model).read(release.id) is not None:
+            return True
+        there = Attestation.on(host, host.root / release.model / "releases" / release.id)
+        return bool(load_configuration().sign) and (there is None or there.signature is None)
 
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:

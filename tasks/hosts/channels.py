@@ -28,8 +28,8 @@ from tasks.hosts.releases import Release
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]", "[::]": "[::1]"}
 
-# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "channel"}, and
-# "port" for a server, "settings" for a folder.
+# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "signers",
+# "channel"}, and "port" for a server, "settings" for a folder.
 Channel = dict[str, Any]
 
 
@@ -37,7 +37,8 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
     """Every channel that the model goes to, servers before folders: they prove it first."""
     channels = []
     for host, wanted in model.deploy.items():
-        of_host = host_settings(host, configuration)
+        known = configuration.hosts.get(host, HostSection())
+        of_host = {**host_settings(host, configuration), "signers": known.signers}
         if isinstance(wanted, dict):
             channels += [{**of_host, "channel": c, "port": port} for c, port in wanted.items()]
             continue
@@ -117,9 +118,17 @@ def deployment_of(
     journal = journal or Journal()
     if "port" in channel:
         return Deployment(
-            host, release, channel["channel"], listens_at(channel), asked_at(channel), journal
+            host,
+            release,
+            channel["channel"],
+            listens_at(channel),
+            asked_at(channel),
+            journal,
+            channel["signers"],
         )
-    return FolderDeployment(host, release, channel["channel"], channel["settings"], journal)
+    return FolderDeployment(
+        host, release, channel["channel"], channel["settings"], journal, channel["signers"]
+    )
 
 
 def wanted_release(host: Host, channel: Channel, release: Release) -> Release:

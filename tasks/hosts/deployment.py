@@ -9,6 +9,8 @@ from typing import Any
 
 from tasks.core.errors import QuernError
 from tasks.hosts import llm_probe, probe
+from tasks.hosts.admission import Admission
+from tasks.hosts.attestor import Attestor
 from tasks.hosts.history import Journal
 from tasks.hosts.holder import Holder, Server, ServerEnded, Times
 from tasks.hosts.host import Host, Platform
@@ -60,6 +62,7 @@ class Deployment:
         listens_at: str,
         asked_at: str = "",
         journal: Journal | None = None,
+        signers: str | None = None,
     ) -> None:
         self.journal = journal or Journal()
         self.host, self.release, self.channel = host, release, channel
@@ -73,16 +76,22 @@ class Deployment:
         self.proof: Any = None
         self.told = ""
         self.progress = nothing
+        self.signers = signers
+        self.attestor: Attestor | None = None
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install, start beside the old, probe, switch, confirm; or leave the old as it was."""
+        attestor = self.attestor if files else None  # what is there only was made elsewhere
+        self.admission = Admission(self.host, self.release, self.signers, attestor)
         previous = self.host.link_target(self.current)
         self.marks.check(self.release.id, retry)
         try:
             self._refuse_other_platform()
+            attestation = self._timed("attest", self.admission.attestation)
             installed = self._timed(
-                "install", install, self.host, self.release, files, self.progress
+                "install", install, self.host, self.release, files, self.progress, attestation
             )
+            self._timed("confirm", self.admission.confirm)
             self.host.ask_through(installed / self.release.file("holder"))
             self._timed("holder", self.holder.ensure, installed, self.release, self.listens_at)
             candidate = self._timed("load", self._load_beside, installed)
@@ -189,6 +198,7 @@ class Deployment:
             address=self.address,
             error=error,
             probe=self.proof.as_data() if self.proof else None,
+            **self.admission.told(),
         )
 
     def _timed(self, step: str, function: Any, *arguments: Any) -> Any:

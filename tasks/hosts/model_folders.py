@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
+from tasks.hosts.admission import Admission
+from tasks.hosts.attestor import Attestor
 from tasks.hosts.history import Journal
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
@@ -27,11 +29,15 @@ class FolderDeployment:
     channel: str
     settings: dict[str, Any]
     journal: Journal
+    signers: str | None = None
+    attestor: Attestor | None = None
     told: str = ""
     progress: Progress = nothing
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install the release, put its file where the program looks, and note which it is."""
+        attestor = self.attestor if files else None
+        self.admission = Admission(self.host, self.release, self.signers, attestor)
         Marks(self.host, self.release.model).check(self.release.id, retry)
         directory = self.host.root / self.release.model / self.channel
         current = directory / "current"
@@ -39,7 +45,9 @@ class FolderDeployment:
         start = time.monotonic()
         self.host.make_directory(directory)
         try:
-            installed = install(self.host, self.release, files, self.progress)
+            attestation = self.admission.attestation()
+            installed = install(self.host, self.release, files, self.progress, attestation)
+            self.admission.confirm()
             place = self._to_lmstudio if self.channel == "lmstudio" else self._to_ollama
             place(installed, directory / "placed.json")
             self.host.point(current, installed)
@@ -72,7 +80,14 @@ class FolderDeployment:
         self, outcome: str, previous: Path | None, seconds: dict[str, float], **more: Any
     ) -> None:
         self.journal.record(
-            self.host, self.release, self.channel, outcome, previous, seconds, **more
+            self.host,
+            self.release,
+            self.channel,
+            outcome,
+            previous,
+            seconds,
+            **more,
+            **self.admission.told(),
         )
 
     def _to_lmstudio(self, installed: Path, placed: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tasks.hosts.history import went_live
 from tasks.hosts.host import Host
+from tasks.hosts.releases import live_releases
 
 
 def prune(host: Host, model: str, keep: int) -> list[str]:
@@ -12,8 +13,7 @@ def prune(host: Host, model: str, keep: int) -> list[str]:
     the newest of those that never were. Returns the ids of the removed ones.
     """
     folder = host.root / model
-    links = [host.link_target(folder / name / "current") for name in host.directories(folder)]
-    live = {link.name for link in links if link}
+    live = live_releases(host, model)
     lived = {release: position for position, release in enumerate(went_live(host, model))}
     others = [name for name in host.directories(folder / "releases") if name not in live]
     others.sort(key=lambda name: lived.get(name, -1))  # stable: the oldest first
