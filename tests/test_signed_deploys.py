@@ -61,7 +61,7 @@ def test_from_unsigned_to_demanded(deploy_project: DeployProject, tmp_path: Path
         "checkpoint",
         "examples/digits/litecnn.py",
         "examples/digits/classes.json",
-        "native/server/main.cpp",
+        "native/server/http_server.cc",
     } <= named
 
     # Another commit, the same bytes: nothing is deployed, and the statement stays.

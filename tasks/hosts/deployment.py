@@ -107,6 +107,8 @@ class Deployment:
             self._failed(error, previous)
             raise
         self._record("live", previous)
+        if retry:
+            self.marks.lift(self.release.id)
         elsewhere = "" if self.host.name == "local" else f" of {self.host.name}"
         self.told = (
             f"{self.release.name} is live on http://{self.address}{elsewhere} "

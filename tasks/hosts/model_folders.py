@@ -38,7 +38,8 @@ class FolderDeployment:
         """Install the release, put its file where the program looks, and note which it is."""
         attestor = self.attestor if files else None
         self.admission = Admission(self.host, self.release, self.signers, attestor)
-        Marks(self.host, self.release.model).check(self.release.id, retry)
+        marks = Marks(self.host, self.release.model)
+        marks.check(self.release.id, retry)
         directory = self.host.root / self.release.model / self.channel
         current = directory / "current"
         previous = self.host.link_target(current)
@@ -56,6 +57,8 @@ class FolderDeployment:
             self._record("failed", previous, seconds, error=str(error))
             raise
         self._record("live", previous, {"place": time.monotonic() - start})
+        if retry:
+            marks.lift(self.release.id)
 
     def drift(self) -> str:
         """Why what is there is not this release, "" if it is."""
