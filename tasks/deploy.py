@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.choice import OPTIONS
 from tasks.core.configuration import Classifier, LanguageModel, load_configuration
@@ -14,7 +14,6 @@ from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
 from tasks.hosts.attestation import Attestation
-from tasks.hosts.attestor import Attestor
 from tasks.hosts.channels import (
     Channel,
     channels_of,
@@ -35,6 +34,9 @@ from tasks.models.layout import (
     manifest_file,
     release_files,
 )
+
+if TYPE_CHECKING:
+    from tasks.hosts.attestor import Attestor
 
 PARAMETERS = [
     *OPTIONS,
@@ -159,8 +161,10 @@ def deploy(
         prune(host, release.model, keep)
 
 
-def attestor_of(project: Project, journal: Journal) -> Attestor:
+def attestor_of(project: Project, journal: Journal) -> "Attestor":
     """Who makes the releases' statements in this run."""
+    from tasks.hosts.attestor import Attestor  # `doit list` need not pay for it
+
     sign = load_configuration().sign
     return Attestor(project, journal.run, sign.key if sign else None)
 
@@ -214,8 +218,10 @@ class Live:
         host = host_of(Path.cwd(), channel)
         if Marks(host, release.model).read(release.id) is not None:
             return True
+        if not load_configuration().sign:
+            return False
         there = Attestation.on(host, host.root / release.model / "releases" / release.id)
-        return bool(load_configuration().sign) and (there is None or there.signature is None)
+        return there is None or there.signature is None
 
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:

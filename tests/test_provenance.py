@@ -313,6 +313,10 @@ TAMPERING = {
         lambda directory: (directory / "provenance.json").unlink(),
         "has no statement",
     ),
+    "a statement without end": (
+        lambda directory: (directory / "provenance.json").write_text("[" * 100_000),
+        "has a statement of other files than its own",
+    ),
     "another's statement": (other_statement, "has a statement of other files than its own"),
     "the manifest": (
         lambda directory: add_a_byte(directory / "manifest.json"),
@@ -405,3 +409,12 @@ def test_differences_that_verify_tells(world):
     assert "has no statement" in told() and told(live=False) == ""
     (directory / "provenance.json").write_text("{}")
     assert "has a statement of other files" in told(live=False)
+
+
+def test_a_changed_manifest_is_told_as_drift(world):
+    directory = world.deploy(world.release("one"))
+    live = world.deployment(Release.on(world.host, directory))
+    assert live.drift() == ""
+    add_a_byte(directory / "manifest.json")
+    live = world.deployment(Release.on(world.host, directory))
+    assert live.drift() == "lmstudio has a release whose manifest was changed"

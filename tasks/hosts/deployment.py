@@ -5,12 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
 from tasks.hosts import llm_probe, probe
-from tasks.hosts.admission import Admission
-from tasks.hosts.attestor import Attestor
 from tasks.hosts.history import Journal
 from tasks.hosts.holder import Holder, Server, ServerEnded, Times
 from tasks.hosts.host import Host, Platform
@@ -18,6 +16,9 @@ from tasks.hosts.marks import FAILED, Marks
 from tasks.hosts.probe import ProbeFailed
 from tasks.hosts.releases import Release, install, nothing
 from tasks.hosts.unix_http import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from tasks.hosts.attestor import Attestor
 
 CONFIRM_SECONDS = 10.0
 
@@ -81,6 +82,8 @@ class Deployment:
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install, start beside the old, probe, switch, confirm; or leave the old as it was."""
+        from tasks.hosts.admission import Admission  # `doit list` need not pay for it
+
         attestor = self.attestor if files else None  # what is there only was made elsewhere
         self.admission = Admission(self.host, self.release, self.signers, attestor)
         previous = self.host.link_target(self.current)
@@ -91,7 +94,7 @@ class Deployment:
             installed = self._timed(
                 "install", install, self.host, self.release, files, self.progress, attestation
             )
-            self._timed("confirm", self.admission.confirm)
+            self._timed("verify", self.admission.confirm)
             self.host.ask_through(installed / self.release.file("holder"))
             self._timed("holder", self.holder.ensure, installed, self.release, self.listens_at)
             candidate = self._timed("load", self._load_beside, installed)
@@ -213,6 +216,8 @@ class Deployment:
     def drift(self) -> str:
         """Why what serves is not this release, "" if it is: the server itself is asked, and the
         link that a restarted one would go by."""
+        if self.release.changed:
+            return f"{self.channel} has a release whose manifest was changed"
         try:
             health = self.host.ask_port(self.address, "/health")
         except (Unreachable, Refused) as error:

@@ -7,15 +7,16 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts.admission import Admission
-from tasks.hosts.attestor import Attestor
 from tasks.hosts.history import Journal
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
 from tasks.hosts.releases import Progress, Release, install, nothing
+
+if TYPE_CHECKING:
+    from tasks.hosts.attestor import Attestor
 
 CREATE_SECONDS = 3600
 
@@ -30,12 +31,14 @@ class FolderDeployment:
     settings: dict[str, Any]
     journal: Journal
     signers: str | None = None
-    attestor: Attestor | None = None
+    attestor: "Attestor | None" = None
     told: str = ""
     progress: Progress = nothing
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install the release, put its file where the program looks, and note which it is."""
+        from tasks.hosts.admission import Admission  # `doit list` need not pay for it
+
         attestor = self.attestor if files else None
         self.admission = Admission(self.host, self.release, self.signers, attestor)
         marks = Marks(self.host, self.release.model)
@@ -62,6 +65,8 @@ class FolderDeployment:
 
     def drift(self) -> str:
         """Why what is there is not this release, "" if it is."""
+        if self.release.changed:
+            return f"{self.channel} has a release whose manifest was changed"
         directory = self.host.root / self.release.model / self.channel
         current = self.host.link_target(directory / "current")
         if current is None or current.name != self.release.id:

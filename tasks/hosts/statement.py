@@ -51,7 +51,7 @@ def is_of(statement: bytes, release: Release) -> bool:
         return bool(
             types == (STATEMENT_TYPE, PREDICATE_TYPE) and told["subject"] == subjects(release)
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
