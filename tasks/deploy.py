@@ -13,6 +13,7 @@ from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
+from tasks.hosts.attestation import Attestation
 from tasks.hosts.channels import (
     Channel,
     channels_of,
@@ -44,7 +45,7 @@ PARAMETERS = [
         "long": "retry",
         "type": bool,
         "default": False,
-        "help": "try a release again that failed its probe or was rolled back",
+        "help": "try a release again that failed its probe or was rolled back, or isn't signed yet",
     },
 ]
 
@@ -135,10 +136,13 @@ def deploy(
     `keep`. The options of a `choice` were seen to before the run. Raises QuernError; what was live
     serves then, and if it had ended, it is started again.
     """
+    from tasks.hosts.attestor import attestor_of  # `doit list` need not pay for it
+
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])
     journal = Journal(project.private / "history.jsonl", provenance(project.root))
     faults: list[QuernError] = []
+    attestor = attestor_of(project, journal.run)
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
@@ -151,6 +155,7 @@ def deploy(
             if channel["promoted"] and not deployment.drift():
                 continue
             deployment.progress = partial(sending, project, task)
+            deployment.attestor = attestor
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
             except QuernError as error:  # the other channels shall not wait for it
@@ -221,15 +226,21 @@ class Live:
         except (FileNotFoundError, QuernError):
             return True  # there is nothing yet to compare with; the inputs say why it runs
         task.init_options()
-        if task.options["retry"] and any(self._is_marked(c, release) for c in self.channels):
+        if task.options["retry"] and any(self._may_be_retried(c, release) for c in self.channels):
             self.reason = f"release {release.id} is to be tried again"
             return False
         self.reason = next(filter(None, (self._drift(c, release) for c in self.channels)), "")
         return not self.reason
 
     @staticmethod
-    def _is_marked(channel: Channel, release: Release) -> bool:
-        return Marks(host_of(Path.cwd(), channel), release.model).read(release.id) is not None
+    def _may_be_retried(channel: Channel, release: Release) -> bool:
+        host = host_of(Path.cwd(), channel)
+        if Marks(host, release.model).read(release.id) is not None:
+            return True
+        if not load_configuration().sign:
+            return False
+        there = Attestation.on(host, host.root / release.model / "releases" / release.id)
+        return there is None or there.signature is None
 
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:

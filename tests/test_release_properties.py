@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import tasks.deploy
+import tasks.hosts.attestor
 import tasks.rollback
 from tasks.core.digest import read_digests
 from tasks.core.errors import QuernError
@@ -159,7 +160,7 @@ class World:
             root=root, private=root, announce=lambda *told: None, event=lambda *told: None
         )
         common = {"host": "local", "ssh": None, "ssh_config": None, "root": str(root / "host")}
-        common |= {"listen": "127.0.0.1", "keep": KEEP}
+        common |= {"listen": "127.0.0.1", "keep": KEEP, "signers": None}
         self.candidate: Channel = {**common, "channel": "candidate", "promoted": False}
         self.stable: Channel = {**common, "channel": "stable", "promoted": True}
         for channel in (self.candidate, self.stable):
@@ -186,6 +187,7 @@ class World:
         built = self.built[number]
         tasks.deploy.host_of = lambda project, channel: self.host  # type: ignore[assignment]
         tasks.deploy.provenance = lambda root: {}  # type: ignore[assignment]
+        tasks.hosts.attestor.attestor_of = lambda project, run: None  # type: ignore[assignment]
         tasks.deploy.deploy(
             self.project,  # type: ignore[arg-type]
             "deploy:digits",

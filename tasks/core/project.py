@@ -1,6 +1,7 @@
 """One project directory: its state, digest index, store, logs and work directories."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ class Project:
     """Everything under `.quern/` of the directory doit runs in."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.started = root, time.time()
         self.private = root / ".quern"
         self.lock = ProjectLock(self.private / "lock")
         self.announcements: list[Announcement] = []

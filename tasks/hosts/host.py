@@ -82,6 +82,9 @@ class Host(Protocol):
     def holds(self, path: Path, entry: Entry) -> bool:
         """Whether `path` is a file with the entry's bytes; they are read."""
 
+    def sha256(self, paths: list[Path]) -> dict[Path, str]:
+        """SHA-256 in hex of each of the files that is there; they are read."""
+
     def signature(self, path: Path) -> str | None:
         """The file's identity, size and times in one string that changes when it is written to;
         None if there is none."""

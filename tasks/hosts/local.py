@@ -58,6 +58,10 @@ class LocalHost:
         except FileNotFoundError:
             return False
 
+    def sha256(self, paths: list[Path]) -> dict[Path, str]:
+        """SHA-256 in hex of each of the files that is there, read anew."""
+        return {path: read_digests(path, sha256=True)[2] or "" for path in paths if path.is_file()}
+
     def signature(self, path: Path) -> str | None:
         """Device, inode, size and times of a file, None if there is none."""
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import QuernError
+from tasks.hosts.attestor import Attestor
 from tasks.hosts.channels import Channel, deployment_of, in_words, live_release
 from tasks.hosts.history import Journal, live_since
 from tasks.hosts.host import Host
@@ -94,10 +95,17 @@ class Promotion:
                 f"doit promote {self.model} --force --reason TEXT"
             )
 
-    def make_live(self, release: Release, files: dict[str, str], journal: Journal) -> str:
+    def make_live(
+        self,
+        release: Release,
+        files: dict[str, str],
+        journal: Journal,
+        attestor: Attestor | None = None,
+    ) -> str:
         """Put `release` there, proved as in a deploy; `files` (role → path here) are sent if the
         host lacks them. Returns what was done. Raises QuernError; nothing has changed then."""
         deployment = deployment_of(self.stable.host, self.stable.channel, release, journal)
+        deployment.attestor = attestor
         deployment.make_live(files, retry=True)
         return deployment.told
 

@@ -8,6 +8,7 @@ from tasks.hosts.history import went_live
 from tasks.hosts.holder import Holder
 from tasks.hosts.host import Host
 from tasks.hosts.pins import Pins
+from tasks.hosts.releases import live_releases
 from tasks.hosts.unix_http import Refused, Unreachable
 
 
@@ -41,15 +42,13 @@ def old_releases(host: Host, model: str, keep: int) -> list[str]:
     """The releases that are neither pinned, nor in a channel, nor read by a running server, nor
     among `keep` others: those that were live last, then the newest of those that never were."""
     folder = host.root / model
-    channels = host.directories(folder)
-    links = [host.link_target(folder / name / "current") for name in channels]
-    stays = {link.name for link in links if link} | Pins(host, model).read().keys()
+    stays = live_releases(host, model) | Pins(host, model).read().keys()
     lived = {release: position for position, release in enumerate(went_live(host, model))}
     others = [name for name in host.directories(folder / "releases") if name not in stays]
     others.sort(key=lambda name: lived.get(name, -1))  # stable: the oldest first
     old = others[: max(0, len(others) - keep)]
     if old:
-        running = _running(host, [folder / name for name in channels])
+        running = _running(host, [folder / name for name in host.directories(folder)])
         old = [name for name in old if name not in running]
     return old
 

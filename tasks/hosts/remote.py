@@ -18,7 +18,7 @@ import paramiko
 from tasks.core.errors import QuernError
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
-from tasks.hosts.remote_digest import remote_sha256
+from tasks.hosts.remote_digest import remote_digests, remote_sha256
 from tasks.hosts.ssh import NO_STATUS, Connection, OutOfReach, RemoteFailed, connections
 from tasks.hosts.transfer import upload
 from tasks.hosts.unix_http import Unreachable, ask_connected
@@ -164,6 +164,11 @@ class RemoteHost:
             except FileNotFoundError:
                 return False
         return bool(remote_sha256(self.connection, str(path)) == entry["sha256"])
+
+    def sha256(self, paths: list[Path]) -> dict[Path, str]:
+        """SHA-256 in hex of each of the files that is there, read there in one go."""
+        found = remote_digests(self.connection, [str(path) for path in paths])
+        return {Path(path): digest for path, digest in found.items()}
 
     def signature(self, path: Path) -> str | None:
         """Device, inode, size and times of a file, None if there is none."""
