@@ -12,7 +12,7 @@ from tasks.core.configuration import load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.hosts.channels import channels_of, host_of
-from tasks.hosts.history import LIVE, Record, in_project, on_host
+from tasks.hosts.history import COMPARED, LIVE, Record, in_project, on_host
 
 option_last = {
     "name": "last",
@@ -45,7 +45,8 @@ class History(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         if json:
             self.outstream.write(json_format.dumps(records, indent=1, ensure_ascii=False) + "\n")
         else:
-            self.outstream.writelines(f"{in_words(record)}\n" for record in records)
+            # A comparison of releases on two hosts is in the history of both.
+            self.outstream.writelines(f"{line}\n" for line in dict.fromkeys(map(in_words, records)))
         return 0
 
 
@@ -73,7 +74,24 @@ def in_words(record: Record) -> str:
     outcome = f"failed for {where}: {record['error']}"
     if record["outcome"] == LIVE:
         outcome = f"live in {where} after {sum(record['seconds'].values()):.1f} s"
+    if record["outcome"] == COMPARED:
+        outcome = comparison_in_words(record["against"], record["comparison"])
     return f"{at} {record['model']}: {what} {outcome}, by {by(record)}"
+
+
+def comparison_in_words(against: Record, found: Record) -> str:
+    """`compared with Cycle 1 (…) (9e358456…): 97.3 % against 96.1 % right, +1.2 points (95 % -0.3 …
+    2.7, p 0.12), on 300 of held_out`."""
+    named = f"{against['label'] or against['release']} ({against['release']})"
+    shares = " against ".join(
+        f"{100 * found['accuracy'][who]:.1f} %" for who in ("candidate", "stable")
+    )
+    low, high = (f"{100 * end:.1f}" for end in found["interval"])
+    return (
+        f"compared with {named}: {shares} right, {100 * found['difference']:+.1f} points "
+        f"(95 % {low} … {high}, p {found['p']:.2g}), on {found['set']['count']} of "
+        f"{found['set']['path']}"
+    )
 
 
 def by(record: Record) -> str:
