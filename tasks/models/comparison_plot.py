@@ -23,7 +23,7 @@ def comparison_plot(told: dict[str, Any], milliseconds: tuple[Any, Any]) -> Any:
     middle.grid(False, axis="y")
     left.grid(False, axis="y")
     names = (f"{who}: {told['labels'][who] or told[who]} ({told[who][:8]})" for who in WHO)
-    figure.suptitle(f"{told['model']}   {'   '.join(names)}", x=0.01, ha="left", color=INK, size=11)
+    figure.suptitle(f"{told['model']}, {', '.join(names)}", x=0.01, ha="left", color=INK, size=11)
     return figure
 
 
@@ -41,7 +41,7 @@ def _accuracy(axes: Any, told: dict[str, Any], colours: dict[str, str]) -> None:
             axes.plot([low, high], [place + shift] * 2, color=colours[who], linewidth=2)
             axes.plot(share, place + shift, "o", color=colours[who], markersize=7)
             axes.annotate(
-                f"{share:.1f} %",
+                f"{who} {share:.1f} %",
                 (share, place + shift),
                 xytext=(0, 7),
                 textcoords="offset points",
@@ -76,8 +76,7 @@ def _classes(axes: Any, told: dict[str, Any]) -> None:
 def _latency(
     axes: Any, milliseconds: dict[str, Sequence[float]], told: dict[str, Any], colours: Any
 ) -> None:
-    """The share of answers that came within a time; the slowest hundredth is cut off."""
-    last = 0.0
+    """The share of answers that came within a time, up to twice the longer p95."""
     for who, values in milliseconds.items():
         ordered = sorted(values)
         shares = [100 * (index + 1) / len(ordered) for index in range(len(ordered))]
@@ -85,9 +84,7 @@ def _latency(
         name = f"{who}: p50 {found['p50']:.3g} ms, p95 {found['p95']:.3g} ms"
         axes.step(ordered, shares, where="post", color=colours[who], linewidth=1.8, label=name)
         axes.plot([found["p50"], found["p95"]], [50, 95], "o", color=colours[who], markersize=5)
-        last = max(last, ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], found["p95"])
-    first = min(min(values) for values in milliseconds.values())
-    axes.set_xlim(first - 0.04 * (last - first), last + 0.04 * (last - first) or last + 1)
+    axes.set_xlim(0, 2 * max(told["latency_ms"][who]["p95"] for who in WHO))
     axes.set_ylim(0, 101)
     axes.set_xlabel("milliseconds, as seen from here", color=MUTED)
     axes.set_ylabel("% of answers within", color=MUTED)

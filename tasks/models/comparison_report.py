@@ -121,11 +121,11 @@ def markdown(told: Comparison, picture: str | None) -> str:
         "",
         f"{heading(told)}.",
         "",
-        f"**{verdict(told).capitalize()}.**",
+        f"**{verdict(told)}.**",
         "",
         "| | candidate | stable | change |",
         "|---|---:|---:|---:|",
-        *(f"| {' | '.join(row)} |" for row in rows(told)),
+        *map(markdown_row, rows(told)),
         "",
         f"Only the candidate is right on {gained}, only the stable one on {lost}; both gave the "
         f"same answer to {share(told['agreement'])}. In parentheses: 95 % intervals, of a share "
@@ -136,7 +136,12 @@ def markdown(told: Comparison, picture: str | None) -> str:
     if picture:
         text += [f"![]({picture})", ""]
     text += [f"| {kind} | candidate | stable | change |", "|---|---:|---:|---:|"]
-    text += [f"| {' | '.join(class_row(found))} |" for found in told["classes"]]
+    text += [markdown_row(class_row(found)) for found in told["classes"]]
     digest = told["set"]["digest"]
     text += ["", f"The set's digest is {digest}; it took {told['seconds']:.0f} s.", ""]
     return "\n".join(text)
+
+
+def markdown_row(cells: tuple[str, ...]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
