@@ -77,12 +77,12 @@ class Compare(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         if len(pos_args) != 1:
             raise QuernError("compare: name one model")
         [name] = pos_args
-        given = chosen_set(name, images, questions)
+        chosen = set_to_compare_on(name, images, questions)
         compared, faults = [], []
         for candidate, stable in pairs_to_compare(name):
             try:
                 with Bar(None if json else self.outstream, f"compare:{name}") as bar:
-                    told = compare(self.project, name, candidate, stable, given, bar.show)
+                    told = compare(self.project, name, candidate, stable, chosen, bar.show)
             except NothingToCompare as same:
                 sys.stderr.write(f"{same}\n")
             except QuernError as error:  # another stable host shall not wait for it
@@ -131,7 +131,7 @@ def unseen(done: int, total: int) -> None:
     """Nobody looks on."""
 
 
-def chosen_set(name: str, images: str, questions: str) -> str:
+def set_to_compare_on(name: str, images: str = "", questions: str = "") -> str:
     """The path of the set for a model: what was given, else the configured one. Raises
     QuernError."""
     configuration = load_configuration()
@@ -183,11 +183,12 @@ def compare(
     name: str,
     candidate: Channel,
     stable: Channel,
-    given: str,
+    path: str = "",
     progress: Progress = unseen,
 ) -> dict[str, Any]:
-    """Compare what is live in two channels of model `name` on the set `given`; returns what
-    docs/channels.md describes. It is kept with both releases, and in weights/evaluation.
+    """Compare what is live in two channels of model `name`, on the set at `path` or the configured
+    one; returns what docs/channels.md describes. It is kept with both releases, and in
+    weights/evaluation.
 
     Raises NothingToCompare; QuernError for a bad set, or TryAgainLater or QuernError where a server
     was lost, answered with an error or got another release: nothing is kept then.
@@ -201,7 +202,7 @@ def compare(
             f"{pair[0].release.id}: nothing to compare"
         )
     read = images_compared if isinstance(model, Classifier) else questions_compared
-    chosen = read(pair, given)
+    chosen = read(pair, path or set_to_compare_on(name))
     try:
         memory = ask_both(pair, chosen.asked, chosen.timeout, progress)
         items, found = chosen.summed_up()
@@ -235,7 +236,7 @@ def by_who(pair: Pair, what: Callable[[Live], Any]) -> dict[str, Any]:
 
 def stands(difference: float, margin: float) -> bool:
     """Whether a candidate that differs so from the stable release may be promoted."""
-    return difference >= -margin - 1e-9  # 0.01 is not a sum of thousandths, to the last bit
+    return difference >= -margin
 
 
 def live_in(project: Project, name: str, channel: Channel) -> Live:

@@ -24,6 +24,7 @@ from tasks.hosts.channels import (
 )
 from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.history import Journal
+from tasks.hosts.lineage import lineage_in_words
 from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
 from tasks.hosts.releases import Release
@@ -94,7 +95,7 @@ def deploy_to(
         keep = channels[0]["keep"]
     else:
         files, manifest = language_release_files(name, model), manifest_file(name)
-        keep, probes = keep_of(model), ""
+        keep, probes = channels[0]["keep"], ""
     return {
         "doc": f"Make the release of {name} live: {', '.join(map(in_words, channels))}.",
         "actions": [
@@ -109,14 +110,12 @@ def deploy_to(
         ],
         "file_dep": [manifest, *files.values()],
         "uptodate": [Live(manifest, channels)],
-        "meta": {"stands": partial(stands, name, channels)},
+        "meta": {
+            "stands": partial(stands, name, channels),
+            "lineage": partial(lineage_in_words, name, channels),
+        },
         "params": PARAMETERS,
     }
-
-
-def keep_of(model: LanguageModel) -> int:
-    """How many earlier releases are kept."""
-    return max(wanted.keep for wanted in model.deploy.values())
 
 
 def deploy(

@@ -12,7 +12,8 @@ from tasks.core.configuration import load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.hosts.channels import channels_of, host_of
-from tasks.hosts.history import COMPARED, LIVE, Record, in_project, on_host
+from tasks.hosts.history import COMPARED, LIVE, Record, by, in_project, on_host
+from tasks.hosts.promotion import figures
 
 option_last = {
     "name": "last",
@@ -75,28 +76,7 @@ def in_words(record: Record) -> str:
     if record["outcome"] == LIVE:
         outcome = f"live in {where} after {sum(record['seconds'].values()):.1f} s"
     if record["outcome"] == COMPARED:
-        outcome = comparison_in_words(record["against"], record["comparison"])
+        against = record["against"]
+        named = f"{against['label'] or against['release']} ({against['release']})"
+        outcome = f"compared with {named}: {figures(record['comparison'])}"
     return f"{at} {record['model']}: {what} {outcome}, by {by(record)}"
-
-
-def comparison_in_words(against: Record, found: Record) -> str:
-    """`compared with Cycle 1 (…) (9e358456…): 97.3 % against 96.1 % right, +1.2 points (95 % -0.3 …
-    2.7, p 0.12), on 300 of held_out`."""
-    named = f"{against['label'] or against['release']} ({against['release']})"
-    shares = " against ".join(
-        f"{100 * found['accuracy'][who]:.1f} %" for who in ("candidate", "stable")
-    )
-    low, high = (f"{100 * end:.1f}" for end in found["interval"])
-    return (
-        f"compared with {named}: {shares} right, {100 * found['difference']:+.1f} points "
-        f"(95 % {low} … {high}, p {found['p']:.2g}), on {found['set']['count']} of "
-        f"{found['set']['path']}"
-    )
-
-
-def by(record: Record) -> str:
-    """Who or what started it, and at which commit."""
-    run = record.get("run") or {}
-    command = f", {run['command']}" if run.get("command") else ""
-    commit = f", commit {run['commit'][:12]}" if run.get("commit") else ""
-    return f"{record['who']}{command}{commit}{' with changes' if run.get('dirty') else ''}"

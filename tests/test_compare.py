@@ -411,9 +411,9 @@ def test_two_live_servers_are_compared(project: CandidateProject):
     assert went_live(host, "digits") == [stable, candidate]
     line = project.doit("history").stdout.splitlines()[-1]
     assert f"({candidate}) compared with Cycle 1 (Epoch 0, 50.00%) ({stable}): " in line
-    shares = [f"{100 * told['accuracy'][who]:.1f} %" for who in ("candidate", "stable")]
-    assert f": {shares[0]} against {shares[1]} right, {100 * told['difference']:+.1f} poi" in line
-    assert ", on 80 of set, by " in line
+    shares = [f"{told['accuracy'][who]:.2%}" for who in ("candidate", "stable")]
+    assert f": accuracy {shares[0]} against {shares[1]} ({told['difference']:+.2%}, " in line
+    assert ", 80 of set), by " in line
     rows = json.loads(project.doit("status", "--json").stdout)
     assert {row["status"] for row in rows} == {"as it should be"}
     live = {r["channel"]: r["at"] for r in on_host(host, "digits") if r["outcome"] == "live"}
@@ -565,7 +565,7 @@ def test_servers_that_listen_on_the_loopback_of_their_host(
         [record] = [r for r in project.history_on() if r["outcome"] == "compared"]
         assert record["host"] == "edge" and record["comparison"]["set"]["count"] == 80
         [line] = [s for s in project.doit("history").stdout.splitlines() if "compared with" in s]
-        assert "on 80 of set" in line
+        assert ", 80 of set), by " in line
 
         # The servers are gone, then the host.
         project.stop_servers()

@@ -425,13 +425,14 @@ def _check_promotion(configuration: Configuration, name: str, tree: Any, path: s
     if promotion.candidate == STABLE:
         problem = "new releases would go to stable; name the candidate's channel before it"
         raise _fault(path, tree, keys, problem)
-    if promotion.by == "auto" and not _is_compared(model):
+    if promotion.by == "auto" and not is_compared(model):
         what = "images" if isinstance(model, Classifier) else "questions"
         problem = f"promote: auto goes by a comparison; give models.{name}.compare.{what}"
         raise _fault(path, tree, keys, problem)
 
 
-def _is_compared(model: Classifier | LanguageModel) -> bool:
+def is_compared(model: Classifier | LanguageModel) -> bool:
+    """Whether there is something to compare a candidate of `model` by."""
     if isinstance(model, Classifier):
         return model.compare.images is not None
     return (model.compare.questions or model.evaluate.questions) is not None

@@ -43,6 +43,8 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
     channels: list[Channel] = []
     for host, wanted in model.deploy.items():
         of_host = host_settings(host, configuration)
+        if isinstance(wanted, ModelDeploy):
+            of_host["keep"] = wanted.keep
         channels += [
             {**of_host, "channel": channel, "port": port}
             for channel, port in channel_ports(wanted).items()
