@@ -193,6 +193,8 @@ def compare(
     Raises NothingToCompare; QuernError for a bad set, or TryAgainLater or QuernError where a server
     was lost, answered with an error or got another release: nothing is kept then.
     """
+    from tasks.models.answers import figures
+
     model = load_configuration().models[name]
     start = time.monotonic()
     pair = live_in(project, name, candidate), live_in(project, name, stable)
@@ -205,7 +207,7 @@ def compare(
     chosen = read(pair, path or set_to_compare_on(name))
     try:
         memory = ask_both(pair, chosen.asked, chosen.timeout, progress)
-        items, found = chosen.summed_up()
+        items = chosen.items()
     except (QuernError, OSError, LookupError, TypeError) as error:
         kind = TryAgainLater if isinstance(error, TryAgainLater) else QuernError
         said = in_one_line(error) if isinstance(error, QuernError | OSError) else "a strange answer"
@@ -220,11 +222,12 @@ def compare(
         "labels": by_who(pair, lambda live: live.release.label),
         "channels": by_who(pair, lambda live: in_words(live.channel)),
         "set": chosen.described,
-        **found,
+        **figures(items, (pair[0].milliseconds, pair[1].milliseconds)),
+        **chosen.more(),
         "memory_bytes": dict(zip(("candidate", "stable"), memory, strict=True)),
         "margin": model.compare.margin,
-        "stands": stands(found["difference"], model.compare.margin),
     }
+    told["stands"] = stands(told["difference"], told["margin"])
     keep(project, pair, told, items)
     return told
 
@@ -255,18 +258,19 @@ def live_in(project: Project, name: str, channel: Channel) -> Live:
 @dataclass(frozen=True)
 class Prepared:
     """A set as it is asked: `described` is {"path", "digest", "count"}, `asked` where each of it
-    stands and how it is asked, with `timeout` seconds to be answered; `summed_up` gives the items
-    and the figures once all were."""
+    stands and how it is asked, with `timeout` seconds to be answered. When all were, `items` says
+    what was answered to each (tasks.models.answers), `more` what else is known."""
 
     described: dict[str, Any]
     asked: list[tuple[str, Ask]]
     timeout: float
-    summed_up: Callable[[], tuple[list[Any], dict[str, Any]]]
+    items: Callable[[], list[Any]]
+    more: Callable[[], dict[str, Any]]
 
 
 def images_compared(pair: Pair, path: str) -> Prepared:
     """A set of labelled images, for two classifiers. Raises QuernError."""
-    from tasks.models.answers import class_items, figures
+    from tasks.models.answers import class_items
     from tasks.models.labelled_images import class_ids, read_image_set
 
     chosen = read_image_set(path)
@@ -282,15 +286,14 @@ def images_compared(pair: Pair, path: str) -> Prepared:
                 f"{names[1][second]!r} of the stable release; give its name"
             )
 
-    def summed_up() -> tuple[list[Any], dict[str, Any]]:
-        items = class_items(chosen.images, names, ids, (pair[0].answers, pair[1].answers))
-        return items, figures(items, (pair[0].milliseconds, pair[1].milliseconds))
+    def items() -> list[Any]:
+        return class_items(chosen.images, names, ids, (pair[0].answers, pair[1].answers))
 
     described = {"path": path, "digest": chosen.digest, "count": len(chosen.images)}
     asked: list[tuple[str, Ask]] = [
         (image.place, partial(ask_class, image.read)) for image in chosen.images
     ]
-    return Prepared(described, asked, ANSWER_SECONDS, summed_up)
+    return Prepared(described, asked, ANSWER_SECONDS, items, dict)
 
 
 def class_names(live: Live) -> list[str]:
@@ -303,7 +306,7 @@ def class_names(live: Live) -> list[str]:
 
 def questions_compared(pair: Pair, path: str) -> Prepared:
     """A set of questions, for two language models. Raises QuernError."""
-    from tasks.models.answers import chat_items, figures, tokens_per_second
+    from tasks.models.answers import chat_items, tokens_per_second
     from tasks.models.llama_cpp.questions import MAX_ANSWER_TOKENS, read_questions
 
     try:
@@ -311,14 +314,13 @@ def questions_compared(pair: Pair, path: str) -> Prepared:
     except OSError as error:
         raise QuernError(f"{path}: can't be read: {error.strerror}") from None
 
-    def summed_up() -> tuple[list[Any], dict[str, Any]]:
-        items = chat_items(questions, (pair[0].answers, pair[1].answers))
-        return items, {
-            **figures(items, (pair[0].milliseconds, pair[1].milliseconds)),
+    def items() -> list[Any]:
+        return chat_items(questions, (pair[0].answers, pair[1].answers))
+
+    def more() -> dict[str, Any]:
+        return {
             "tokens_per_second": by_who(pair, lambda live: tokens_per_second(live.answers)),
-            "kl": by_who(
-                pair, lambda live: live.release.manifest["checkpoint"]["quality"]["kl"]["mean"]
-            ),
+            "kl": by_who(pair, lambda live: quality_of(live)["kl"]["mean"]),
         }
 
     rows = [[question[key] for key in ("category", "prompt", "answer")] for question in questions]
@@ -331,7 +333,12 @@ def questions_compared(pair: Pair, path: str) -> Prepared:
         (repr(question["prompt"]), partial(ask_chat, question["prompt"], MAX_ANSWER_TOKENS))
         for question in questions
     ]
-    return Prepared(described, asked, CHAT_SECONDS, summed_up)
+    return Prepared(described, asked, CHAT_SECONDS, items, more)
+
+
+def quality_of(live: Live) -> dict[str, Any]:
+    """What was measured of a language model's format when it was released."""
+    return dict(live.release.manifest["checkpoint"]["quality"])
 
 
 def keep(project: Project, pair: Pair, told: dict[str, Any], items: list[Any]) -> None:

@@ -19,11 +19,19 @@ import pytest
 from scipy.stats import binomtest
 
 from examples.digits.train import digits, enlarged
-from tasks.candidate import NothingToCompare, compare, pairs_to_compare, stands
+from tasks.candidate import (
+    NothingToCompare,
+    compare,
+    live_in,
+    pairs_to_compare,
+    stands,
+    unseen,
+)
 from tasks.core.configuration import load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.paired import difference_interval, mcnemar, paired_figures, wilson
 from tasks.core.project import Project
+from tasks.hosts.asking import ask_both
 from tasks.hosts.channels import deployment_of, host_of, live_release
 from tasks.hosts.comparison import read_comparison
 from tasks.hosts.history import on_host, went_live
@@ -469,6 +477,11 @@ def test_what_is_lost_or_changed_meanwhile_makes_the_comparison_void(
             compare(opened, "digits", candidate, stable, "set", progress)
         assert nothing_was_kept(project)
 
+    # In turns, the one first and then the other.
+    order: list[str] = []
+    pair = live_in(opened, "digits", candidate), live_in(opened, "digits", stable)
+    ask_both(pair, [("", lambda live: order.append(live.channel["channel"]))] * 3, 9, unseen)
+    assert order == ["candidate", "stable", "stable", "candidate", "candidate", "stable"]
     # A server that dies is started again by its holder, and answers as before.
     after_20(lambda: os.kill(asked(info)["pid"], signal.SIGKILL), "candidate on .* was started ag")
     # An image is another one; an image that only a server can tell is damaged.

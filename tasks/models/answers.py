@@ -9,10 +9,13 @@ from tasks.models.llama_cpp.questions import is_right
 
 WHO = ("candidate", "stable")
 Answers = Sequence[dict[str, Any]]  # one server's, in the order of the questions
+Item = dict[str, Any]
 Both = tuple[Any, Any]  # the candidate's and the stable's
 
 
-def class_items(images: Sequence[LabelledImage], names: Both, ids: Both, answers: Both) -> Any:
+def class_items(
+    images: Sequence[LabelledImage], names: Both, ids: Both, answers: Both
+) -> list[Item]:
     """Each image with what was said of it: {"name", "class", "candidate", "stable" (the likeliest
     classes), "right", "right_in_5", "server_ms"}, the last three a pair each.
 
@@ -37,7 +40,7 @@ def class_items(images: Sequence[LabelledImage], names: Both, ids: Both, answers
     return items
 
 
-def chat_items(questions: Sequence[dict[str, str]], answers: Both) -> Any:
+def chat_items(questions: Sequence[dict[str, str]], answers: Both) -> list[Item]:
     """Each question with what was said to it: {"name", "class" (its category), "candidate",
     "stable", "right", "server_ms"}. Raises as class_items()."""
     items = []
@@ -60,7 +63,7 @@ def chat_items(questions: Sequence[dict[str, str]], answers: Both) -> Any:
     return items
 
 
-def figures(items: Sequence[dict[str, Any]], milliseconds: Both) -> dict[str, Any]:
+def figures(items: Sequence[Item], milliseconds: Both) -> dict[str, Any]:
     """What all items say: paired_figures() and {"agreement": the share of the same answers,
     "classes": [{"class", "count", "candidate", "stable", "change"}] (shares), "latency_ms" and
     "server_ms": {who: {"p50", "p95"}}}; of images {"top5": {who: {"accuracy", "interval"}}} too.
@@ -85,7 +88,7 @@ def figures(items: Sequence[dict[str, Any]], milliseconds: Both) -> dict[str, An
     return told
 
 
-def _classes(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _classes(items: Sequence[Item]) -> list[dict[str, Any]]:
     rights: dict[str, list[list[bool]]] = {}
     for item in items:
         rights.setdefault(item["class"], []).append(item["right"])
