@@ -1,12 +1,15 @@
 """`doit compare`: the statistics, the sets, and two live servers held against each other."""
 
+import contextlib
+import io
 import json
 import os
+import pty
 import signal
 import subprocess
+import termios
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -39,7 +42,10 @@ from tasks.hosts.kept_alive import KeptAlive
 from tasks.hosts.local import LocalHost
 from tasks.hosts.unix_http import Refused, Unreachable
 from tasks.models.answers import figures, percentiles
+from tasks.models.comparison_plot import comparison_plot
+from tasks.models.comparison_report import markdown, table, verdict
 from tasks.models.labelled_images import class_ids, read_image_set
+from tasks.models.plotting import save
 from tests.deploy_project import DeployProject, free_port, train_a_little
 from tests.native_build import ROOT, programs
 from tests.remote_project import RemoteProject
@@ -249,6 +255,68 @@ def test_a_candidate_stands_up_to_the_margin():
     assert stands((97 - 100) / 300, 0.01) and not stands((96 - 100) / 300, 0.01)
 
 
+def a_comparison(difference: float, margin: float, classes: list[str]) -> dict[str, Any]:
+    """What a report is made of."""
+    both = {"candidate": 0.5 + difference, "stable": 0.5}
+    figures = {"p50": 1.5, "p95": 4.0}
+    return {
+        "model": "dogs",
+        "kind": "classifier",
+        "candidate": "c" * 16,
+        "stable": "5" * 16,
+        "labels": {"candidate": "Cycle 2", "stable": ""},
+        "channels": {"candidate": "candidate on edge", "stable": "stable on edge"},
+        "set": {"path": "held_out", "digest": "0" * 32, "count": 9},
+        "accuracy": both,
+        "accuracy_interval": {who: [share - 0.1, share + 0.1] for who, share in both.items()},
+        "difference": difference,
+        "interval": [difference - 0.02, difference + 0.02],
+        "discordant": {"candidate": 3, "stable": 1},
+        "p": 0.625,
+        "agreement": 0.5,
+        "top5": {who: {"accuracy": 1.0, "interval": [0.7, 1.0]} for who in both},
+        "classes": [{"class": name, "count": 1, "change": 1.0, **both} for name in classes],
+        "latency_ms": {"candidate": figures, "stable": figures},
+        "server_ms": {"candidate": figures, "stable": figures},
+        "memory_bytes": {"candidate": 5e6, "stable": None},
+        "margin": margin,
+        "stands": stands(difference, margin),
+        "seconds": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("difference", "margin", "words"),
+    [
+        (
+            0.012,
+            0.0,
+            "is more accurate by 1.2 points (95 % -0.8 … 3.2, McNemar p 0.62), 1.5 ms p50",
+        ),
+        (0.012, 0.0, "against 1.5 ms; may be promoted: doit promote dogs"),
+        (0.0, 0.0, "the candidate is as accurate (95 % -2.0 … 2.0, McNemar p 0.62), 1.5 ms p50"),
+        (-0.01, 0.02, "less accurate by 1.0 points (95 % -3.0 … 1.0, McNemar p 0.62)"),
+        (-0.01, 0.02, "within the margin of 2 points, may be promoted: doit promote dogs"),
+        (-0.01, 0.0, "it stays a candidate: models.dogs.compare.margin allows 0 points less"),
+    ],
+)
+def test_the_verdict_in_words(difference: float, margin: float, words: str):
+    assert words in verdict(a_comparison(difference, margin, ["pug"]))
+
+
+def test_classes_of_any_name_and_number_are_drawn_and_listed(recwarn: pytest.WarningsRecorder):
+    names = ["진돗개", "$5 \\bad$", "a|b", *(f"class {number}" for number in range(140))]
+    told = a_comparison(0.1, 0.0, names)
+    file = io.BytesIO()
+    save(comparison_plot(told, ([1.0, 2.0, 9.0], [1.0])), file)
+    assert file.getvalue().startswith(b"\x89PNG")
+    assert not recwarn.list
+    rows = [line for line in markdown(told, None).splitlines() if line.startswith("| ")]
+    assert "| a\\|b (1) | 60.0 % | 50.0 % | +100.0 points |" in rows
+    assert sum(row.endswith("+100.0 points |") for row in rows) == len(names)
+    assert "and 137 classes more that changed" in "\n".join(table(told))
+
+
 # -- one connection for many requests --------------------------------------------------------------
 
 
@@ -428,6 +496,10 @@ def test_two_live_servers_are_compared(project: CandidateProject):
     assert {row["channel"]: row["since"] for row in rows} == live
     assert project.doit().stdout == ""
 
+    # On a terminal, how far it is.
+    shown = on_a_terminal(project.command("compare", "digits"), project.root)
+    assert "compare:digits asking" in shown and "/80" in shown and "accuracy, top-1" in shown
+
     # A set that is given, as JSON; without matplotlib all but the picture is made.
     write_set(project.root / "other set", 380, 400)
     (project.root / "blocked").mkdir()
@@ -448,6 +520,22 @@ def test_two_live_servers_are_compared(project: CandidateProject):
     assert read_comparison(host, "digits", candidate, stable) == told
     assert not report.with_suffix(".png").exists()
     assert ".png" not in report.with_suffix(".md").read_text()
+
+
+def on_a_terminal(command: list[str], folder: Path) -> str:
+    """What a command shows on a terminal of 200 columns."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (50, 200))
+    environment = {**os.environ, "TERM": "xterm"}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal that nobody holds any more
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return shown.decode()
 
 
 def nothing_was_kept(project: CandidateProject) -> bool:
@@ -511,6 +599,54 @@ def test_what_is_lost_or_changed_meanwhile_makes_the_comparison_void(
     told = project.doit("compare", "digits", status=1).stderr
     assert len(told.splitlines()) == 1 and "nothing of it is kept" in told
     assert nothing_was_kept(project)
+
+
+CHANNELS = """
+hosts: {{edge: {{ssh: edge}}, attic: {{ssh: attic}}}}
+models:
+  digits:
+    kind: classifier
+    checkpoint: {{path: c.pth}}
+    architecture: {{file: n.py, class: N}}
+    classes: classes.json
+    preprocess: {{}}
+    deploy: {deploy}
+"""
+
+
+@pytest.mark.parametrize(
+    ("deploy", "pairs"),
+    [
+        ("{local: {candidate: 1, stable: 2}}", ["candidate local stable local"]),
+        (
+            "{edge: {candidate: 1, stable: 2}, attic: {candidate: 1, stable: 2}}",
+            ["candidate edge stable edge", "candidate attic stable attic"],
+        ),
+        (
+            "{local: {candidate: 1}, edge: {stable: 2}, attic: {stable: 2, torch: 3}}",
+            [
+                "candidate local stable edge",
+                "candidate local stable attic",
+                "candidate local torch attic",
+            ],
+        ),
+        ("{local: {one: 1, two: 2}}", []),
+    ],
+)
+def test_a_candidate_is_compared_on_its_own_host_else_with_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deploy: str, pairs: list[str]
+):
+    (tmp_path / "models.yaml").write_text(CHANNELS.format(deploy=deploy))
+    monkeypatch.chdir(tmp_path)
+    load_configuration.cache_clear()
+    if not pairs:
+        with pytest.raises(QuernError, match="no candidate's server beside a stable"):
+            pairs_to_compare("digits")
+        return
+    assert pairs == [
+        " ".join(f"{channel['channel']} {channel['host']}" for channel in pair)
+        for pair in pairs_to_compare("digits")
+    ]
 
 
 @pytest.mark.slow
@@ -591,7 +727,7 @@ def test_servers_that_listen_on_the_loopback_of_their_host(
         project.stop()
 
 
-@contextmanager
+@contextlib.contextmanager
 def alone(release: Path) -> Iterator[str]:
     """A server of a release's files, without a holder; its address."""
     port = free_port()

@@ -22,15 +22,13 @@ def comparison_plot(told: dict[str, Any], milliseconds: tuple[Any, Any]) -> Any:
         plain(axes)
     middle.grid(False, axis="y")
     left.grid(False, axis="y")
-    names = (f"{who}: {told['labels'][who] or told[who]} ({told[who][:8]})" for who in WHO)
-    figure.suptitle(f"{told['model']}, {', '.join(names)}", x=0.01, ha="left", color=INK, size=11)
+    names = (f"{who} {told['labels'][who] or told[who]} ({told[who][:8]})" for who in WHO)
+    figure.suptitle(f"{told['model']}: {', '.join(names)}", x=0.01, ha="left", color=INK, size=11)
     return figure
 
 
 def _accuracy(axes: Any, told: dict[str, Any], colours: dict[str, str]) -> None:
-    measured = [
-        ("top-1" if "top5" in told else "right", told["accuracy"], told["accuracy_interval"])
-    ]
+    measured = [("top-1" if "top5" in told else "all", told["accuracy"], told["accuracy_interval"])]
     if "top5" in told:
         top5 = told["top5"]
         shares = {who: top5[who]["accuracy"] for who in WHO}
@@ -51,7 +49,7 @@ def _accuracy(axes: Any, told: dict[str, Any], colours: dict[str, str]) -> None:
             )
     axes.set_yticks(range(len(measured)), [name for name, _, _ in measured])
     axes.set_ylim(len(measured) - 0.5, -0.5)
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     axes.set_xlabel("% right, with 95 % intervals", color=MUTED)
     axes.set_title("Accuracy", loc="left", color=INK, fontsize=11)
 
@@ -81,7 +79,7 @@ def _latency(
         ordered = sorted(values)
         shares = [100 * (index + 1) / len(ordered) for index in range(len(ordered))]
         found = told["latency_ms"][who]
-        name = f"{who}: p50 {found['p50']:.3g} ms, p95 {found['p95']:.3g} ms"
+        name = f"{who}\np50 {found['p50']:.3g} ms, p95 {found['p95']:.3g} ms"
         axes.step(ordered, shares, where="post", color=colours[who], linewidth=1.8, label=name)
         axes.plot([found["p50"], found["p95"]], [50, 95], "o", color=colours[who], markersize=5)
     axes.set_xlim(0, 2 * max(told["latency_ms"][who]["p95"] for who in WHO))
@@ -89,7 +87,7 @@ def _latency(
     axes.set_xlabel("milliseconds, as seen from here", color=MUTED)
     axes.set_ylabel("% of answers within", color=MUTED)
     axes.set_title("Latency", loc="left", color=INK, fontsize=11)
-    axes.legend(frameon=False, loc="lower right", labelcolor=INK, fontsize=8.5)
+    axes.legend(frameon=False, loc="lower right", labelcolor=INK, fontsize=8.5, handlelength=1.2)
 
 
 def _short(name: str) -> str:

@@ -20,7 +20,7 @@ def verdict(told: Comparison) -> str:
     speed = speed.replace(" ms against", " ms p50 against")
     margin = f"{100 * told['margin']:g} points"
     if not told["stands"]:
-        then = f"is not to be promoted: it may be less accurate by {margin}, not more"
+        then = f"it stays a candidate: models.{told['model']}.compare.margin allows {margin} less"
     else:
         within = f"within the margin of {margin}, " if difference < 0 else ""
         then = f"{within}may be promoted: doit promote {told['model']}"
