@@ -81,7 +81,8 @@ echo "
 $?"
 """
 # An flock that lives as long as this script: until its input ends with the connection, or nothing
-# has come for two minutes because the line is cut.
+# has come for two minutes because the line is cut. The last watcher is waited for: one that is
+# killed as it starts may not have closed its own copy of the lock.
 LOCK = """
 mkdir -p -- "$(dirname -- "$1")" || exit
 exec 9>>"$1" || exit
@@ -97,6 +98,7 @@ watch() { (sleep 120; kill $$) >/dev/null 2>&1 9>&- & watcher=$!; }
 watch
 while read -r beat; do kill $watcher; watch; done
 kill $watcher
+wait $watcher
 """
 
 
