@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import termios
@@ -716,7 +717,25 @@ def test_servers_that_listen_on_the_loopback_of_their_host(
         [line] = [s for s in project.doit("history").stdout.splitlines() if "compared with" in s]
         assert ", 80 of set), by " in line
 
+        # The candidate on one host, what is stable on another: both keep it, and it is told once.
+        both = models.read_text()
+        here = free_port()
+        places = f"local: {{candidate: {here}}}, edge: {{stable: {project.port}}}"
+        models.write_text(re.sub(r"deploy: .*", f"deploy: {{{places}}}", both))
+        project.doit()
+        [across] = json.loads(project.doit("compare", "digits", "--json").stdout)
+        assert across["channels"]["candidate"] == f"candidate on local, port {here}"
+        assert across["accuracy"] == told["accuracy"] and across["stable"] == told["stable"]
+        for folder in (project.host, project.folder_on()):
+            name = f"{across['candidate']}-{across['stable']}.json"
+            assert json.loads((folder / "comparisons" / name).read_bytes()) == across
+        records = [*project.history(), *project.history_on()]
+        assert [r["host"] for r in records if r.get("at") == across["at"]] == ["local", "edge"]
+        lines = project.doit("history").stdout.splitlines()
+        assert sum("compared with" in line for line in lines) == 2
+
         # The servers are gone, then the host.
+        models.write_text(both)
         project.stop_servers()
         said = project.doit("compare", "digits", status=1).stderr
         assert "void" in said and "edge: cannot connect to 127.0.0.1:8893" in said
