@@ -169,11 +169,11 @@ def deploy(
             project.event(task, {"note": deployment.told.replace("IMAGE", image)})
         if not faults:
             prune(host, release.model, keep)
-    for error in faults:
-        if isinstance(error, OtherPlatform):
+    for fault in faults:
+        if isinstance(fault, OtherPlatform):
             platform_known(host.name).unlink(missing_ok=True)
-            raise QuernError(f"{error}; run doit again, which asks it anew")
-        raise error
+            raise QuernError(f"{fault}; run doit again, which asks it anew")
+        raise fault
 
 
 def bring_back(host: Host, channel: Channel, failed: Release, journal: Journal) -> None:

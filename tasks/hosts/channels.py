@@ -31,9 +31,9 @@ from tasks.hosts.releases import Release
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]", "[::]": "[::1]"}
 
-# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "signers", "channel",
-# "promoted"}, and "port" for a server, "settings" for a folder. A channel that is `promoted` gets
-# its releases from the candidate's.
+# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "signers",
+# "channel", "promoted"}, and "port" for a server, "settings" for a folder. A channel that is
+# `promoted` gets its releases from the candidate's.
 Channel = dict[str, Any]
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.hosts.kept_alive import KeptAlive
+
 # What a manifest says of one role's file: {"file", "size", "xxh3_128", "sha256"}.
 Entry = Mapping[str, Any]
 
@@ -172,6 +174,9 @@ class Host(Protocol):
         self, address: str, target: str, timeout: float = 5.0, method: str = "GET", body: Any = None
     ) -> dict[str, Any]:
         """One HTTP request, asked on the host itself, to "address:port"."""
+
+    def kept_alive(self, address: str, timeout: float) -> KeptAlive:
+        """A connection from the host itself to "address:port", for many requests."""
 
     # -- the machine -----------------------------------------------------------------------------
 

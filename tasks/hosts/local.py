@@ -19,6 +19,7 @@ from tasks.core.errors import QuernError
 from tasks.core.memory import available_memory
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
+from tasks.hosts.kept_alive import KeptAlive
 from tasks.hosts.unix_http import ask_port, ask_socket
 
 PARTIALS_SECONDS = 14 * 86400
@@ -283,6 +284,10 @@ class LocalHost:
     ) -> dict[str, Any]:
         """One request to "address:port". Raises Unreachable, Refused."""
         return ask_port(address, target, timeout, method, body)
+
+    def kept_alive(self, address: str, timeout: float) -> KeptAlive:
+        """A connection to "address:port" for many requests."""
+        return KeptAlive(address, timeout, os.environ.get("QUERN_READ_KEY"))
 
     def free_disk(self) -> int | None:
         """Bytes free below `root`."""
