@@ -63,6 +63,11 @@ def test_what_became_of_releases(deploy_project: DeployProject):
     assert len(first["run"]["configuration"]) == 32
     assert first["checkpoint"]["sha256"] and first["digests"]["weights"]
     assert {"install", "load", "probe", "switch"} <= first["seconds"].keys()
+    assert len({record["id"] for record in records}) == 3
+    assert {"fetch", "graph", "weights", "native", "release"} == first["recipes"].keys()
+    assert first["recipes"]["native"] == second["recipes"]["native"]
+    assert first["recipes"]["weights"] != second["recipes"]["weights"]
+    assert last["recipes"] == first["recipes"] and first["tools"]["torch"].startswith("2.")
     kept = (project.root / ".quern/history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == records
 

@@ -31,7 +31,7 @@ import tasks.rollback
 from tasks.core.digest import read_digests
 from tasks.core.errors import QuernError
 from tasks.hosts.channels import Channel, live_release
-from tasks.hosts.history import LIVE, Journal, on_host
+from tasks.hosts.history import LIVE, Journal, on_host, went_live
 from tasks.hosts.local import LocalHost
 from tasks.hosts.marks import FAILED, WITHDRAWN, Marks
 from tasks.hosts.pins import Pins
@@ -461,6 +461,7 @@ def test_killed_before_each_step_of_a_deploy(world: World):
         world.check()
         world.deploy(1)
         world.check()
+        assert went_live(world.host, "digits", "candidate")[-1] == world.built[1].release.id
         if done:
             break
         world.gc()  # so that it has to be sent again

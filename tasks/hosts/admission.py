@@ -17,7 +17,7 @@ from tasks.hosts.attestation import STATEMENT, Attestation
 from tasks.hosts.attestor import Attestor
 from tasks.hosts.host import Host
 from tasks.hosts.releases import Release
-from tasks.hosts.statement import is_of
+from tasks.hosts.statement import is_of, recipes_and_tools
 
 ALLOWED_SIGNERS = "allowed_signers"
 
@@ -106,10 +106,14 @@ class Admission:
         return self._fault(there, signed=there.signature is not None)
 
     def told(self) -> dict[str, Any]:
-        """For the history: the statement's SHA-256, and who signed it, where that is known."""
+        """For the history: the statement's SHA-256, the recipes (by key) and tools (by version)
+        that it names, and who signed it, where that is known."""
         if self.known is None:
             return {}
-        told: dict[str, Any] = {"statement": self.known.sha256}
+        told: dict[str, Any] = {
+            "statement": self.known.sha256,
+            **recipes_and_tools(self.known.statement),
+        }
         if self.known.signature is not None:
             with contextlib.suppress(QuernError):  # no ssh-keygen here, and none was needed
                 key = signing_key(self.known.statement, self.known.signature)

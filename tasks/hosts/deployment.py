@@ -1,6 +1,7 @@
 """A release on its way into a channel: proved first, switched with no request lost; or nothing
 is changed, and what served before still serves."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
 from tasks.hosts import llm_probe, probe
-from tasks.hosts.history import Journal
+from tasks.hosts.history import LIVE, Journal, went_live
 from tasks.hosts.holder import Holder, Server, ServerEnded, Times
 from tasks.hosts.host import Host, Platform
 from tasks.hosts.marks import FAILED, Marks
@@ -88,6 +89,7 @@ class Deployment:
         self.admission = Admission(self.host, self.release, self.signers, attestor)
         previous = self.host.link_target(self.current)
         self.marks.check(self.release.id, retry)
+        self._record_what_was_not(previous)
         try:
             self._refuse_other_platform()
             attestation = self._timed("attest", self.admission.attestation)
@@ -191,6 +193,17 @@ class Deployment:
         if wrong_by_itself:
             self.marks.put(self.release.id, FAILED, str(error))
         self._record("failed", previous, str(error))
+
+    def _record_what_was_not(self, live: Path | None) -> None:
+        """A deployer that was killed after it had switched has left no record of that."""
+        if live is None or went_live(self.host, self.release.model, self.channel)[-1:] == [
+            live.name
+        ]:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            release = Release.on(self.host, live)
+            unknown = {"who": "a deployer that was killed", "run": {}}
+            self.journal.record(self.host, release, self.channel, LIVE, None, {}, **unknown)
 
     def _record(self, outcome: str, previous: Path | None, error: str = "") -> None:
         self.journal.record(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Journal:
         Raises OSError, QuernError.
         """
         written = {
+            "id": uuid.uuid4().hex,
             "at": time.time(),
             "who": who(),
             "host": host.name,

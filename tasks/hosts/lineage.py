@@ -17,13 +17,18 @@ def lineage_in_words(model: str, channels: list[Channel], project: Project) -> l
     lineage, told = Lineage(project.store), []
     for channel in channels:
         try:
-            records = on_host(host_of(project.root, channel), model)
+            host = host_of(project.root, channel)
+            records = on_host(host, model)
+            link = host.link_target(host.root / model / channel["channel"] / "current")
         except (QuernError, OSError) as error:
             told.append(f"{in_words(channel)}: {in_one_line(error)}")
             continue
         lived = [r for r in records if (r["outcome"], r["channel"]) == (LIVE, channel["channel"])]
-        if not lived:
+        if link is None:
             told.append(f"{in_words(channel)} serves nothing yet")
+            continue
+        if not lived or lived[-1]["release"] != link.name:
+            told.append(f"{in_words(channel)} serves {link.name}, which is not in its history")
             continue
         live = lived[-1]
         told.append(f"{in_words(channel)} serves {live['label']} ({live['release']}):")

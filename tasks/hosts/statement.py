@@ -116,6 +116,19 @@ def statement(
     )
 
 
+def recipes_and_tools(statement: bytes) -> dict[str, dict[str, str]]:
+    """{"recipes": {recipe: key}, "tools": {tool: version}} of a statement; none of another's."""
+    try:
+        predicate = json.loads(statement)["predicate"]
+        steps = predicate["buildDefinition"]["internalParameters"]["steps"]
+        return {
+            "recipes": {step["recipe"]: step["key"] for step in steps},
+            "tools": {tool: version for step in steps for tool, version in step["tools"].items()},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def _step(made: Made) -> dict[str, Any]:
     """A recipe's run: its key says of what it was made, to the byte."""
     return {
