@@ -223,6 +223,14 @@ class Host(Section, frozen=True):
     programs: Literal["automatic", "here", "there"] = "automatic"
 
 
+class Store(Section, frozen=True):
+    """What recipes made (docs/store.md): `remote` is a store that machines share, by a URL of
+    fsspec's (s3://, sftp://, file://); `limit_gb` bounds the one here, in 10^9 bytes."""
+
+    remote: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://.")] | None = None
+    limit_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
 class Configuration(Section, frozen=True):
     """The whole of models.yaml; `ssh_config` is a file to use in place of ~/.ssh/config, `notify`
     are apprise's addresses (docs/unattended.md)."""
@@ -231,6 +239,7 @@ class Configuration(Section, frozen=True):
     hosts: dict[Name, Host] = {}
     ssh_config: str | None = None
     notify: list[str] = []
+    store: Store = Store()
 
     def classifiers(self) -> dict[str, Classifier]:
         """The models of kind classifier, by name."""

@@ -10,6 +10,7 @@ from tasks.core.intermediates import Intermediates
 from tasks.core.lock import ProjectLock
 from tasks.core.logs import rotated
 from tasks.core.report import Announcement
+from tasks.core.shared_store import SharedStore
 from tasks.core.state import State
 from tasks.core.store import Store
 
@@ -29,6 +30,7 @@ class Project:
         self.state = State(self.private / "state.db")
         self.index = DigestIndex(self.state)
         self.store = Store(self.private / "store", self.index)
+        self.shared_store = SharedStore(self.store, self.state, self.warn)
         self.intermediates = Intermediates(self)
 
     def remove_leftovers(self) -> None:
@@ -53,6 +55,10 @@ class Project:
     def announce(self, task: str, kind: str, text: str) -> None:
         """Have one line told to those whom models.yaml's `notify` names, when the run is over."""
         self.hear(task, {"announce": {"kind": kind, "text": text}})
+
+    def warn(self, text: str) -> None:
+        """Have one line said on stderr that no task is to blame for, from any thread."""
+        self.event("", {"warning": text})
 
     def hear(self, task: str, event: dict[str, Any]) -> None:
         """Something a task's process says, from any thread."""
