@@ -4,7 +4,6 @@ A file gets its name only when all its bytes are there. Every wait has an end.
 """
 
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable
@@ -98,11 +97,6 @@ def connect(remote: str, ssh_config: str | None, writer: str) -> RemoteFiles:
     return _within(FIRST_ANSWER_SECONDS, lambda: RemoteFiles(remote, ssh_config, writer))
 
 
-def shown(remote: str) -> str:
-    """The URL without what may be secret in it."""
-    return re.sub(r"(?<=://)([^/@]*)@", _without_password, remote.partition("?")[0])
-
-
 def why(error: Exception, remote: str) -> str:
     """What went wrong, in one line without secrets."""
     if isinstance(error, ImportError):
@@ -114,10 +108,6 @@ def why(error: Exception, remote: str) -> str:
     for secret in filter(None, (urlsplit(remote).password, urlsplit(remote).query)):
         text = text.replace(secret, "***").replace(unquote(secret), "***")
     return text
-
-
-def _without_password(user: re.Match[str]) -> str:
-    return f"{user[1].partition(':')[0]}@"
 
 
 def _options(protocol: str, ssh_config: str | None) -> dict[str, Any]:

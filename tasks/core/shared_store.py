@@ -6,15 +6,19 @@ with the shared store fails no task: it is said in one line, and the run goes on
 """
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from tasks.core.environment import configuration_file
-from tasks.core.remote_files import RemoteFiles, connect, shown, why
 from tasks.core.state import State
 from tasks.core.store import Artifact, Store, outputs_in, recipe_key
+
+if TYPE_CHECKING:
+    from tasks.core.remote_files import RemoteFiles
 
 Progress = Callable[[str, int, int], None]  # label, bytes done, bytes in all
 
@@ -29,9 +33,11 @@ class SharedStore:
 
     def __init__(self, store: Store, state: State, warn: Callable[[str], None]) -> None:
         self._store, self._state, self._warn = store, state, warn
-        self._opening, self._sending = threading.Lock(), threading.Lock()
+        self._opening, self._sending = threading.RLock(), threading.Lock()
         self._opened = self._reads = self._writes = self._has_warned = False
-        self._remote = ""
+        self._remote: str | None = None  # not asked for yet
+        self._ssh_config: str | None = None
+        self._shown = ""
         self._there: RemoteFiles | None = None
         self._damaged: set[str] = set()
 
@@ -70,7 +76,7 @@ class SharedStore:
         return None
 
     def _bring(
-        self, there: RemoteFiles, artifact: Artifact, work: Path, progress: Progress
+        self, there: "RemoteFiles", artifact: Artifact, work: Path, progress: Progress
     ) -> None:
         self._bring_object(there, artifact.digest, work, progress)
         if artifact.directory:
@@ -80,7 +86,7 @@ class SharedStore:
                 self._bring_object(there, digest, work, progress)
 
     def _bring_object(
-        self, there: RemoteFiles, digest: str, work: Path, progress: Progress
+        self, there: "RemoteFiles", digest: str, work: Path, progress: Progress
     ) -> None:
         if self._store.holds(Artifact(digest)):
             return
@@ -116,60 +122,68 @@ class SharedStore:
 
     def push_others(self, keys: Iterable[str]) -> None:
         """Send those results that aren't known to be in the shared store: made before it was
-        configured, while it was away, or by a run that was killed. Only in a run that has asked
-        the shared store anyway."""
-        if not (self._opened and self._writes):
-            return
-        rows = self._state.rows("select key from shared where remote=?", shown(self._remote))
+        configured, while it was away, or by a run that was killed."""
+        self._configure()
+        rows = self._state.rows("select key from shared where remote=?", self._shown)
         known = {key for (key,) in rows}
         for key in keys:
-            if key not in known and self._writes:
+            if key not in known:
                 self.push(key)
 
-    def _send_object(self, there: RemoteFiles, digest: str, progress: Progress) -> None:
+    def _send_object(self, there: "RemoteFiles", digest: str, progress: Progress) -> None:
         path = self._store.object_path(digest)
         if digest in self._damaged or there.size(self._name(path)) != path.stat().st_size:
             self._send(there, path, progress)
             self._damaged.discard(digest)
 
-    def _send(self, there: RemoteFiles, path: Path, progress: Progress) -> None:
+    def _send(self, there: "RemoteFiles", path: Path, progress: Progress) -> None:
         there.put(path, self._name(path), lambda *done: progress("to the shared store", *done))
 
     # -- the connection ------------------------------------------------------------------------
 
-    def _open(self) -> RemoteFiles | None:
+    def _configure(self) -> None:
+        with self._opening:
+            if self._remote is None:
+                self._remote, self._ssh_config = _configured()
+                self._shown = without_secrets(self._remote)
+
+    def _open(self) -> "RemoteFiles | None":
         """The shared store's files; None if there is none, or it can't be reached."""
         with self._opening:
-            if not self._opened:
+            self._configure()
+            if self._remote and not self._opened:
+                from tasks.core.remote_files import connect
+
                 self._opened = True
-                self._remote, ssh_config = _configured()
-                if self._remote:
-                    try:
-                        self._there = connect(self._remote, ssh_config, str(self._store.root))
-                        self._reads = self._writes = True
-                    except Exception as error:
-                        self._give_up(error)
+                try:
+                    self._there = connect(self._remote, self._ssh_config, str(self._store.root))
+                    self._reads = self._writes = True
+                except Exception as error:
+                    self._give_up(error)
             return self._there
 
     def _give_up(self, error: Exception, sending: bool = False) -> None:
         """Ask no more in this run, or only send no more; why is said once a run."""
-        self._writes = False
-        self._reads = self._reads and sending
-        what = "can't be added to" if sending else "can't be used"
-        then = "what is made here is not shared" if sending else "this run goes on without it"
-        if not self._has_warned:
-            self._has_warned = True
-            self._say(f"{what}: {why(error, self._remote)}; {then}")
+        from tasks.core.remote_files import why
+
+        with self._opening:
+            has_warned, self._has_warned = self._has_warned, True
+            self._writes = False
+            self._reads = self._reads and sending
+        if not has_warned:
+            what = "can't be added to" if sending else "can't be used"
+            then = "what is made here is not shared" if sending else "this run goes on without it"
+            self._say(f"{what}: {why(error, self._remote or '')}; {then}")
 
     def _say(self, text: str) -> None:
-        self._warn(f"store.remote {shown(self._remote)}: {text}")
+        self._warn(f"store.remote {self._shown}: {text}")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._store.root).as_posix()
 
     def _note(self, key: str) -> None:
         with self._state.transaction() as connection:
-            connection.execute("replace into shared values (?,?)", (shown(self._remote), key))
+            connection.execute("replace into shared values (?,?)", (self._shown, key))
 
 
 def _configured() -> tuple[str, str | None]:
@@ -180,6 +194,11 @@ def _configured() -> tuple[str, str | None]:
 
     configuration = load_configuration()
     return configuration.store.remote or "", configuration.ssh_config
+
+
+def without_secrets(remote: str) -> str:
+    """A URL without its password and its query."""
+    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1@", remote.partition("?")[0])
 
 
 def _checked(key: str, data: bytes) -> dict[str, Artifact]:

@@ -6,6 +6,7 @@ below the home directory there.
 
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,9 @@ class SftpFiles(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, destination: str, ssh_config: str | None = None, **more: Any) -> None:
         super().__init__(**more)
         self._destination, self._config = destination, config_path(ssh_config)
+        self._using = threading.RLock()
+        self._client: paramiko.SFTPClient | None = None
+        self._of: Connection | None = None
 
     @property
     def connection(self) -> Connection:
@@ -103,9 +107,11 @@ class SftpFiles(AbstractFileSystem):  # type: ignore[misc]
 
     # -- bytes ---------------------------------------------------------------------------------
 
-    def _open(self, path: str, mode: str = "rb", **more: Any) -> paramiko.SFTPFile:
-        with self._session(path) as sftp:
-            return sftp.open(path, mode)
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **more: Any) -> bytes:
+        """A small file's bytes. Raises FileNotFoundError."""
+        path = self._strip_protocol(path)
+        with self._session(path) as sftp, sftp.open(path, "rb") as file:
+            return file.read()[start:end]
 
     def get_file(
         self, rpath: str, lpath: str, callback: Any = DEFAULT_CALLBACK, **more: Any
@@ -137,14 +143,22 @@ class SftpFiles(AbstractFileSystem):  # type: ignore[misc]
 
     @contextmanager
     def _session(self, path: str) -> Iterator[paramiko.SFTPClient]:
-        connection = self.connection
-        with connection.told():
-            try:
-                yield connection.sftp
-            except OSError as error:
-                if error.filename is None and error.errno is not None:
-                    error.filename = path
-                raise
+        """An SFTP session of our own, one thread's at a time: paramiko's takes another thread's
+        answers, and the connection's is the deploys'."""
+        with self._using:
+            connection = self.connection
+            with connection.told():
+                if self._client is None or self._of is not connection:
+                    channel = connection.open_session()
+                    channel.invoke_subsystem("sftp")
+                    self._client, self._of = paramiko.SFTPClient(channel), connection
+                    channel.settimeout(SILENCE_SECONDS)
+                try:
+                    yield self._client
+                except OSError as error:
+                    if error.filename is None and error.errno is not None:
+                        error.filename = path
+                    raise
 
 
 def _finish(work: Pull | Push, size: int, callback: Any) -> None:
