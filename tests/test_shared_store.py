@@ -24,6 +24,7 @@ from tasks.core.remote_files import why
 from tasks.core.shared_store import without_secrets
 from tasks.core.tools import compiler_platform
 from tests.build_project import BuildProject, fill
+from tests.deploy_project import DeployProject
 from tests.shared_world import (
     RECIPES,
     S3,
@@ -37,6 +38,7 @@ from tests.shared_world import (
     s3_server,
 )
 from tests.ssh_world import Machine, free_port
+from tests.test_build_intermediates import CHAIN
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,41 @@ def test_fsspec_is_not_imported_when_there_is_nothing_to_ask(tmp_path, built_onc
         process = project.start(command, program=[sys.executable, "-c", script])
         out, err = process.communicate(timeout=60)
         assert out.splitlines()[-1] == "[]", out + err
+
+
+def test_a_dropped_intermediate_is_fetched_when_it_is_needed(tmp_path, folder):
+    two = CHAIN.replace("NAMES", "['a', 'b']")
+    assert checkout(tmp_path / "first", folder.url, dodo=two).built().ran == ["middle", "a", "b"]
+    second = checkout(tmp_path / "second", folder.url, dodo=two)
+    assert second.built().ran == []
+    assert not (second.root / "out/middle").exists()
+    second.write("dodo.py", CHAIN.replace("NAMES", "['a', 'b', 'c']"))
+    assert second.built().ran == ["c"]
+
+
+@pytest.mark.slow
+def test_a_second_machine_deploys_what_the_first_has_built(tmp_path, checkpoints):
+    folder = FolderPlace(tmp_path / "shared")
+    projects = []
+    for name in ("first", "second"):
+        project = DeployProject(tmp_path / name, checkpoints)
+        with open(project.root / "models.yaml", "a") as file:
+            file.write(f"store: {{remote: '{folder.url}'}}\n")
+        project.use_checkpoint(0)
+        projects.append(project)
+    first, second = projects
+    first.doit()
+    shutil.rmtree(second.root / ".quern")
+    try:
+        events = [json.loads(line) for line in second.doit("--json").stdout.splitlines()]
+        done = {e["task"]: e["outcome"] for e in events if e["event"] == "done"}
+        assert {task for task, outcome in done.items() if outcome == "ran"} == {"deploy:digits"}
+        assert {"fetch:digits", "weights:digits", "native:server", "native:python"} <= done.keys()
+        assert second.health()["release"] == first.health()["release"]
+        assert second.doit().stdout == ""
+    finally:
+        for project in projects:
+            project.stop()
 
 
 # -- damage --------------------------------------------------------------------------------------
