@@ -20,8 +20,7 @@ import pytest
 from tasks.core.configuration import load_configuration
 from tasks.core.digest import digest_of_bytes, listing_of
 from tasks.core.errors import QuernError
-from tasks.core.remote_files import why
-from tasks.core.shared_store import without_secrets
+from tasks.core.remote_files import why, without_secrets
 from tasks.core.tools import compiler_platform
 from tests.build_project import BuildProject, fill
 from tests.deploy_project import DeployProject
@@ -387,6 +386,12 @@ def test_a_scheme_that_nobody_knows_costs_one_line(tmp_path):
     builds_here(checkout(tmp_path / "first", "gopher://host/x"), "gopher")
 
 
+def test_doits_own_reporters_keep_the_line(tmp_path):
+    project = checkout(tmp_path / "first", "gopher://host/x")
+    outcome = project.built("--reporter", "console", "-n", "3")
+    assert len(outcome.err.splitlines()) == 1 and "gopher" in outcome.err
+
+
 def test_a_missing_package_names_the_extra(tmp_path, folder, monkeypatch):
     project = checkout(tmp_path / "first", folder.url)
     project.write("without/fsspec.py", "raise ModuleNotFoundError('not here', name='fsspec')\n")
@@ -400,6 +405,8 @@ def test_a_password_is_never_shown(tmp_path, monkeypatch):
     line = builds_here(checkout(tmp_path / "first", "sftp://me:${SECRET}@127.0.0.1:1/x"), "key")
     assert "hunter2" not in line and "sftp://me@127.0.0.1:1/x" in line
     assert without_secrets("az://box/x?sas=abc") == "az://box/x"
+    assert without_secrets("sftp://me:p/a@b@box/x") == "sftp://me@box/x"
+    assert why(ValueError("odd"), "sftp://[me:secret@x") == "ValueError: odd"
     remote = "s3://me:p%2Fw@box/x"
     assert "p/w" not in why(ValueError(f"p/w and {remote}"), remote)
     assert "p%2Fw" not in why(ValueError(f"p/w and {remote}"), remote)

@@ -62,21 +62,21 @@ def keep_to_limit(project: Project, tasks: Iterable[str], limit_gb: float) -> st
     released = of_history(project)
     objects = {path: _objects(store, outputs) for path, outputs in results}
     uses = Counter(digest for digests in objects.values() for digest in digests)
-    turns = sorted(objects, key=lambda p: (bool(objects[p] & released), p.stat().st_mtime_ns))
+    turns = sorted(
+        (path for path in objects if not objects[path] <= kept),
+        key=lambda path: (bool(objects[path] & released), path.stat().st_mtime_ns),
+    )
     going = sizes.keys() - kept - uses.keys()  # of no result: a run was killed
-    while True:
+    for path in [None, *turns]:
+        if path is not None:
+            path.unlink()
+            uses.subtract(objects[path])
+            going = {digest for digest in objects[path] - kept if not uses[digest]}
         for digest in going:
             store.discard(digest)
             total -= sizes.get(digest, 0)
         if total <= limit:
             return ""
-        path = next((path for path in turns if not objects[path] <= kept), None)
-        if path is None:
-            break
-        turns.remove(path)
-        path.unlink()
-        uses.subtract(objects[path])
-        going = {digest for digest in objects[path] - kept if not uses[digest]}
     return (
         f"store.limit_gb: what is up to date takes {total / 1e9:.3g} GB, more than {limit_gb:g}; "
         "raise the limit"

@@ -1,6 +1,7 @@
 """One project directory: its state, digest index, store, logs and work directories."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Project:
         self.private = root / ".quern"
         self.lock = ProjectLock(self.private / "lock")
         self.announcements: list[Announcement] = []
-        self.event: Callable[[str, dict[str, Any]], None] = lambda task, event: None
+        self.event: Callable[[str, dict[str, Any]], None] = _unattended
 
     def open(self) -> None:
         """Open the database, and the digest index and the store on it. Raises QuernError."""
@@ -72,6 +73,12 @@ class Project:
             self.index.save()
         finally:
             self.state.close()
+
+
+def _unattended(task: str, event: dict[str, Any]) -> None:
+    """What is told where no reporter of ours listens (`doit -r console`)."""
+    if "warning" in event:
+        sys.stderr.write(f"{event['warning']}\n")
 
 
 def file_name(task: str) -> str:

@@ -4,6 +4,7 @@ A file gets its name only when all its bytes are there. Every wait has an end.
 """
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from tasks.core.atomic import sync_directory
 from tasks.core.digest import digest_of_bytes
@@ -21,7 +22,8 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 FIRST_ANSWER_SECONDS = 20.0
-S3_CONNECT_SECONDS, S3_SILENCE_SECONDS, S3_ATTEMPTS = 5, 20, 2
+S3_CONNECT_SECONDS, S3_SILENCE_SECONDS, S3_ATTEMPTS, S3_PARTS = 5, 20, 2, 2
+PASSWORD = re.compile(r"://([^/:@]*):(.*)@")
 LOCAL = ("file", "local")
 BY_SSH = ("sftp", "ssh")
 # Here a file is seen while it is written, and a rename takes the place of what was there. What S3
@@ -105,9 +107,20 @@ def why(error: Exception, remote: str) -> str:
     text = " ".join(str(said or error).split())[:300] or type(error).__name__
     if not isinstance(error, QuernError | OSError):
         text = f"{type(error).__name__}: {text}"
-    for secret in filter(None, (urlsplit(remote).password, urlsplit(remote).query)):
+    for secret in secrets_in(remote):
         text = text.replace(secret, "***").replace(unquote(secret), "***")
     return text
+
+
+def secrets_in(remote: str) -> list[str]:
+    """The password and the query of a URL, also of one that is none by the rules."""
+    found = PASSWORD.search(remote.partition("?")[0])
+    return [secret for secret in (found and found[2], remote.partition("?")[2]) if secret]
+
+
+def without_secrets(remote: str) -> str:
+    """A URL without its password and its query."""
+    return PASSWORD.sub(r"://\1@", remote.partition("?")[0])
 
 
 def _options(protocol: str, ssh_config: str | None) -> dict[str, Any]:
@@ -117,7 +130,9 @@ def _options(protocol: str, ssh_config: str | None) -> dict[str, Any]:
         return {**common, "ssh_config": ssh_config}
     if protocol == "s3":
         limits = {"connect_timeout": S3_CONNECT_SECONDS, "read_timeout": S3_SILENCE_SECONDS}
-        return {**common, "config_kwargs": {**limits, "retries": {"max_attempts": 1}}}
+        config = {**limits, "retries": {"max_attempts": 1}}
+        # Each part that is on its way is 50 MB in memory.
+        return {**common, "config_kwargs": config, "max_concurrency": S3_PARTS}
     return common
 
 

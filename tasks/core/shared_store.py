@@ -6,7 +6,6 @@ with the shared store fails no task: it is said in one line, and the run goes on
 """
 
 import json
-import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -145,7 +144,10 @@ class SharedStore:
         with self._opening:
             if self._remote is None:
                 self._remote, self._ssh_config = _configured()
-                self._shown = without_secrets(self._remote)
+                if self._remote:
+                    from tasks.core.remote_files import without_secrets
+
+                    self._shown = without_secrets(self._remote)
 
     def _open(self) -> "RemoteFiles | None":
         """The shared store's files; None if there is none, or it can't be reached."""
@@ -194,11 +196,6 @@ def _configured() -> tuple[str, str | None]:
 
     configuration = load_configuration()
     return configuration.store.remote or "", configuration.ssh_config
-
-
-def without_secrets(remote: str) -> str:
-    """A URL without its password and its query."""
-    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1@", remote.partition("?")[0])
 
 
 def _checked(key: str, data: bytes) -> dict[str, Artifact]:
