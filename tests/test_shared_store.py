@@ -275,19 +275,33 @@ def test_what_is_damaged_is_made_here_and_mended_there(tmp_path, place, what):
     assert (made(outcome.ran), outcome.err) == (set(), "")
 
 
+def name_as_folder(place: FolderPlace, data: bytes) -> None:
+    """Have the result of `folder` name an object with these bytes."""
+    digest = digest_of_bytes(data)
+    path = place.folder / "objects" / digest[:2] / digest[2:]
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    result = result_name(place, "folder")
+    told = json.loads(place.read(result))
+    told["outputs"]["out"]["digest"] = digest
+    place.write(result, json.dumps(told).encode())
+
+
+@pytest.mark.parametrize("data", [b"some text\n", b"\xff\xfe"])
+def test_a_directory_has_to_be_one(tmp_path, folder, data):
+    checkout(tmp_path / "first", folder.url).built()
+    name_as_folder(folder, data)
+    outcome = checkout(tmp_path / "second", folder.url).built()
+    assert made(outcome.ran) == {"folder"}
+    assert "is no directory; what it belongs to is made here" in outcome.err
+
+
 @pytest.mark.parametrize("name", ["../../../outside", "/outside"])
 def test_a_directory_has_no_files_outside_of_itself(tmp_path, folder, name):
     first = checkout(tmp_path / "first", folder.url)
     first.built()
-    evil = listing_of({name: digest_of_bytes((first.root / "out/top").read_bytes())})
-    digest = digest_of_bytes(evil)
-    path = folder.folder / "objects" / digest[:2] / digest[2:]
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(evil)
-    result = result_name(folder, "folder")
-    told = json.loads(folder.read(result))
-    told["outputs"]["out"]["digest"] = digest
-    folder.write(result, json.dumps(told).encode())
+    top = digest_of_bytes((first.root / "out/top").read_bytes())
+    name_as_folder(folder, listing_of({name: top}))
     second = checkout(tmp_path / "second" / "below", folder.url)
     outcome = second.built()
     assert made(outcome.ran) == {"folder"}
@@ -392,12 +406,13 @@ def test_doits_own_reporters_keep_the_line(tmp_path):
     assert len(outcome.err.splitlines()) == 1 and "gopher" in outcome.err
 
 
-def test_a_missing_package_names_the_extra(tmp_path, folder, monkeypatch):
-    project = checkout(tmp_path / "first", folder.url)
-    project.write("without/fsspec.py", "raise ModuleNotFoundError('not here', name='fsspec')\n")
+@pytest.mark.parametrize("package", ["fsspec", "s3fs"])
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package):
+    project = checkout(tmp_path / "first", "s3://bucket/prefix")
+    project.write(f"without/{package}.py", f"raise ModuleNotFoundError('no {package}')\n")
     given = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project.root / "without"), given]))
-    builds_here(project, "fsspec", "pip install -e '.[store]'")
+    builds_here(project, package, "pip install -e '.[store]'")
 
 
 def test_a_password_is_never_shown(tmp_path, monkeypatch):

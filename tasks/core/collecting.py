@@ -1,8 +1,8 @@
 """The local store collected: what nothing needs any more goes.
 
 What is needed is a set of digests, from the records of tasks, from releases, from anywhere; a
-directory's digest stands for its files too. A result stays if all its outputs are needed. In what
-order things go matters to nobody: a result whose objects are gone is made anew.
+directory's digest stands for its files too. A result stays if all its outputs are needed. A
+collection that is killed does no harm: a result whose objects are gone is made anew.
 """
 
 import contextlib
@@ -128,15 +128,15 @@ def of_history(project: Project, host: str | None = None) -> set[str]:
 def remove_leftovers(project: Project, dry_run: bool = False) -> Collected:
     """Remove what runs that were killed have left: unfinished files in the store and beside
     targets, and what was brought in part and not gone on with for two weeks."""
-    found = list(project.store.root.glob("*/??/.*"))
+    found = set(project.store.root.glob("*/??/.*"))
     for _, record in project.state.rows("select name, record from task"):
         for target in json.loads(record)["targets"]:
             beside = project.root / target
-            found += [beside.with_name(f".{beside.name}.partial")]
+            found.add(beside.with_name(f".{beside.name}.partial"))
     for partial in (project.private / "transfers").glob("*.partial"):
         if partial.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-            found.append(partial)
-    found = [path for path in found if os.path.lexists(path)]
+            found.add(partial)
+    found = {path for path in found if os.path.lexists(path)}
     size = sum(_size(path) for path in found)
     for path in found if not dry_run else ():
         if path.is_dir() and not path.is_symlink():

@@ -102,7 +102,7 @@ def connect(remote: str, ssh_config: str | None, writer: str) -> RemoteFiles:
 def why(error: Exception, remote: str) -> str:
     """What went wrong, in one line without secrets."""
     if isinstance(error, ImportError):
-        return f"{error.name or error}: not installed; run: pip install -e '.[store]'"
+        return f"{error}; pip install -e '.[store]' brings fsspec and s3fs"
     said = error.strerror if isinstance(error, OSError) else None
     text = " ".join(str(said or error).split())[:300] or type(error).__name__
     if not isinstance(error, QuernError | OSError):

@@ -9,9 +9,11 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from tasks.core.digest import digest_of_bytes, listing_of
 from tasks.core.environment import configuration_file
 from tasks.core.state import State
 from tasks.core.store import Artifact, Store, outputs_in, recipe_key
@@ -78,11 +80,19 @@ class SharedStore:
         self, there: "RemoteFiles", artifact: Artifact, work: Path, progress: Progress
     ) -> None:
         self._bring_object(there, artifact.digest, work, progress)
-        if artifact.directory:
-            for name, digest in self._store.listing(artifact.digest).items():
-                if name.startswith("/") or ".." in PurePosixPath(name).parts:
-                    raise Damaged(f"{artifact.digest} lists {name!r}, outside of its directory")
-                self._bring_object(there, digest, work, progress)
+        for name, digest in self._listing(artifact).items():
+            if name.startswith("/") or ".." in PurePosixPath(name).parts:
+                raise Damaged(f"{artifact.digest} lists {name!r}, outside of its directory")
+            self._bring_object(there, digest, work, progress)
+
+    def _listing(self, artifact: Artifact) -> dict[str, str]:
+        if not artifact.directory:
+            return {}
+        with suppress(UnicodeDecodeError):
+            listing = self._store.listing(artifact.digest)
+            if digest_of_bytes(listing_of(listing)) == artifact.digest:
+                return listing
+        raise Damaged(f"object {artifact.digest} is no directory")
 
     def _bring_object(
         self, there: "RemoteFiles", digest: str, work: Path, progress: Progress
