@@ -18,6 +18,7 @@ from tasks.evaluate import task_evaluate, task_measure, task_reference
 from tasks.native import task_native
 from tasks.release import task_release
 from tasks.deploy import side_by_side, task_deploy
+from tasks.promote import task_promotion
 from tasks.drop import task_drop
 from tasks.train import task_train_example, task_train_language_example
 
@@ -26,7 +27,7 @@ DOIT_CONFIG = {
     "default_tasks": [
         *("fetch", "graph", "weights"),
         *("llama", "merge", "convert", "imatrix", "quantize", "reference", "measure"),
-        *("native", "release", "deploy", "drop"),
+        *("native", "release", "deploy", "promotion", "drop"),
     ],
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "task_measure",
     "task_merge",
     "task_native",
+    "task_promotion",
     "task_quantize",
     "task_reference",
     "task_release",

@@ -24,6 +24,7 @@ from tasks.hosts.channels import (
 )
 from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.history import Journal
+from tasks.hosts.lineage import lineage_in_words
 from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
 from tasks.hosts.releases import Release
@@ -94,7 +95,7 @@ def deploy_to(
         keep = channels[0]["keep"]
     else:
         files, manifest = language_release_files(name, model), manifest_file(name)
-        keep, probes = keep_of(model), ""
+        keep, probes = channels[0]["keep"], ""
     return {
         "doc": f"Make the release of {name} live: {', '.join(map(in_words, channels))}.",
         "actions": [
@@ -109,14 +110,12 @@ def deploy_to(
         ],
         "file_dep": [manifest, *files.values()],
         "uptodate": [Live(manifest, channels)],
-        "meta": {"stands": partial(stands, name, channels)},
+        "meta": {
+            "stands": partial(stands, name, channels),
+            "lineage": partial(lineage_in_words, name, channels),
+        },
         "params": PARAMETERS,
     }
-
-
-def keep_of(model: LanguageModel) -> int:
-    """How many earlier releases are kept."""
-    return max(wanted.keep for wanted in model.deploy.values())
 
 
 def deploy(
@@ -139,8 +138,14 @@ def deploy(
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
-            wanted = release if retry else wanted_release(host, channel, release)
+            wanted = wanted_release(host, channel, release)
+            if retry and not channel["promoted"]:
+                wanted = release
+            if wanted is None:
+                continue
             deployment = deployment_of(host, channel, wanted, journal)
+            if channel["promoted"] and not deployment.drift():
+                continue
             deployment.progress = partial(sending, project, task)
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
@@ -206,4 +211,5 @@ class Live:
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:
         host = host_of(Path.cwd(), channel)
-        return deployment_of(host, channel, wanted_release(host, channel, release)).drift()
+        wanted = wanted_release(host, channel, release)
+        return deployment_of(host, channel, wanted).drift() if wanted else ""

@@ -17,7 +17,7 @@ from tasks.core.configuration import (
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.hosts import health
-from tasks.hosts.channels import Channel, channels_of, host_of
+from tasks.hosts.channels import Channel, channels_of, host_of, live_release
 
 
 class HealthCommand(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
@@ -92,9 +92,13 @@ def channel_findings(
 ) -> list[health.Finding]:
     """What is found of one channel; nothing more is asked where nothing was deployed."""
     host = host_of(project.root, channel, project.index.digest)
-    release = health.live_release(host, name, channel)
+    try:
+        release = live_release(host, name, channel)
+    except FileNotFoundError as missing:
+        return [health.Finding("release", health.UNHEALTHY, f"{missing.args[0]} is missing")]
     if release is None:
-        text = f"nothing was deployed to {channel['channel']} yet: doit deploy:{name}"
+        how = f"promote {name}" if channel["promoted"] else f"deploy:{name}"
+        text = f"nothing was deployed to {channel['channel']} yet: doit {how}"
         return [health.Finding("release", health.UNHEALTHY, text)]
     found = health.file_findings(host, name, channel, release)
     if "port" not in channel:

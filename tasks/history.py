@@ -12,7 +12,7 @@ from tasks.core.configuration import load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.hosts.channels import channels_of, host_of
-from tasks.hosts.history import LIVE, Record, in_project, on_host
+from tasks.hosts.history import LIVE, Record, by, in_project, on_host
 
 option_last = {
     "name": "last",
@@ -74,11 +74,3 @@ def in_words(record: Record) -> str:
     if record["outcome"] == LIVE:
         outcome = f"live in {where} after {sum(record['seconds'].values()):.1f} s"
     return f"{at} {record['model']}: {what} {outcome}, by {by(record)}"
-
-
-def by(record: Record) -> str:
-    """Who or what started it, and at which commit."""
-    run = record.get("run") or {}
-    command = f", {run['command']}" if run.get("command") else ""
-    commit = f", commit {run['commit'][:12]}" if run.get("commit") else ""
-    return f"{record['who']}{command}{commit}{' with changes' if run.get('dirty') else ''}"

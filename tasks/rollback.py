@@ -12,29 +12,57 @@ from tasks.core.provenance import provenance
 from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of
 from tasks.hosts.history import Journal, went_live
 from tasks.hosts.host import Host
-from tasks.hosts.marks import WITHDRAWN, Marks, who
+from tasks.hosts.marks import WITHDRAWN, Marks
 from tasks.hosts.releases import Release
+
+option_channel = {
+    "name": "channel",
+    "long": "channel",
+    "type": str,
+    "default": "",
+    "help": "roll back this channel only; by default all, but a candidate's only if it is alone",
+}
+option_reason = {
+    "name": "reason",
+    "long": "reason",
+    "type": str,
+    "default": "",
+    "help": "what is wrong with the release, for its mark and the history",
+}
+option_allow = {
+    "name": "allow",
+    "long": "allow",
+    "type": str,
+    "default": "",
+    "help": "take the mark off this release instead: it may go live again",
+}
 
 
 class Rollback(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
-    """Puts the release that was live before, or a named one, back into every channel of a model,
-    with the same proof as a deploy. What was live is marked: `doit` doesn't put it back."""
+    """Puts the release that was live before, or a named one, back into the channels of a model,
+    with the same proof as a deploy. What was live is marked: `doit` doesn't put it back, nor does
+    a promotion, until `--allow`."""
 
     name = "rollback"
     doc_purpose = "bring the previous or a named release of a model back, without rebuilding"
     doc_usage = "MODEL [RELEASE]"
     doc_description = None
     takes_lock = True
-    cmd_options = ()
+    cmd_options = (option_channel, option_reason, option_allow)
 
-    def _execute(self, pos_args: list[str]) -> int:
+    def _execute(self, pos_args: list[str], channel: str, reason: str, allow: str) -> int:
         if not 1 <= len(pos_args) <= 2:
             raise QuernError("rollback: name a model, and a release if not the previous one")
+        if allow and pos_args[1:]:
+            raise QuernError("rollback: --allow takes a mark off, it rolls nothing back")
         model, wanted = pos_args[0], pos_args[1] if pos_args[1:] else None
         faults = []
-        for channel in channels_to_roll_back(model):
+        for place in channels_to_roll_back(model, channel, bool(allow)):
             try:
-                told = roll_back(self.project, channel, model, wanted)
+                if allow:
+                    told = lift_mark(self.project, place, model, allow)
+                else:
+                    told = roll_back(self.project, place, model, wanted, reason)
                 self.outstream.write(f"{told}\n")
             except QuernError as error:  # the other channels shall not wait for it
                 sys.stderr.write(f"{error}\n")
@@ -44,17 +72,44 @@ class Rollback(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         return 1 if faults else 0
 
 
-def channels_to_roll_back(model: str) -> list[Channel]:
-    """Every channel of `model`. Raises QuernError."""
+def channels_to_roll_back(model: str, named: str, one_a_host: bool) -> list[Channel]:
+    """The channels of `model` called `named`; by default all, of a candidate and others the others.
+    Raises QuernError."""
     configuration = load_configuration()
     configuration.chosen([model])
     channels = channels_of(configuration.models[model], configuration)
     if not channels:
         raise QuernError(f"{configuration_file()}: models.{model} is deployed nowhere")
-    return channels
+    if one_a_host:
+        return list({channel["host"]: channel for channel in channels}.values())
+    if named:
+        chosen = [channel for channel in channels if channel["channel"] == named]
+        known = ", ".join(dict.fromkeys(channel["channel"] for channel in channels))
+        if not chosen:
+            raise QuernError(f"{model} has no channel {named}; its channels are {known}")
+        return chosen
+    return [channel for channel in channels if channel["promoted"]] or channels
 
 
-def roll_back(project: Project, channel: Channel, model: str, wanted: str | None) -> str:
+def lift_mark(project: Project, channel: Channel, model: str, release_id: str) -> str:
+    """Take the mark off a release on the channel's host; returns what was done. Raises
+    QuernError."""
+    host = host_of(project.root, channel)
+    with host.lock(host.root / model / "lock"):
+        marks = Marks(host, model)
+        mark = marks.read(release_id)
+        if mark is None:
+            return f"{model} {release_id} has no mark on {host.name}"
+        marks.lift(release_id)
+        return (
+            f"{model} {release_id} may go live again on {host.name}: it was marked as "
+            f"{mark['mark']} by {mark['who']}: {mark['why']}"
+        )
+
+
+def roll_back(
+    project: Project, channel: Channel, model: str, wanted: str | None, reason: str = ""
+) -> str:
     """Roll one channel back to release `wanted`, or to its previous one; returns what was done.
 
     Raises QuernError.
@@ -67,11 +122,12 @@ def roll_back(project: Project, channel: Channel, model: str, wanted: str | None
         if release.id == live:
             return f"{channel['channel']} already has {release.name}"
         marks = Marks(host, model)
-        journal = Journal(project.private / "history.jsonl", provenance(project.root))
+        run = provenance(project.root) | ({"reason": reason} if reason else {})
+        journal = Journal(project.private / "history.jsonl", run)
         deployment = deployment_of(host, channel, release, journal)
         deployment.make_live({}, retry=True)
         if live:
-            marks.put(live, WITHDRAWN, f"rolled back to {release.id} by {who()}")
+            marks.put(live, WITHDRAWN, reason or f"rolled back to {release.id}")
         return deployment.told
 
 

@@ -54,12 +54,6 @@ class Schedule(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         option_json,
     )
 
-    def parse_execute(self, in_args: list[str]) -> int:
-        """The action may come before its options: doit's parser would stop at it."""
-        if in_args and not in_args[0].startswith("-"):
-            in_args = [*in_args[1:], in_args[0]]
-        return super().parse_execute(in_args)
-
     def _with_project(self, params: Any, args: list[str]) -> int:
         # No tasks are loaded: a fault in models.yaml must not keep a schedule from being removed.
         project = Path.cwd()

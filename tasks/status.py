@@ -13,7 +13,7 @@ from tasks.core.configuration import Classifier, load_configuration
 from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.project import Project
 from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of, wanted_release
-from tasks.hosts.history import LIVE, on_host
+from tasks.hosts.history import live_since
 from tasks.hosts.host import Host
 from tasks.hosts.releases import Release
 from tasks.models.layout import manifest_file
@@ -65,9 +65,14 @@ def channel_status(project: Project, model: str, channel: Channel) -> dict[str, 
         host = host_of(project.root, channel, project.index.digest)
         link = host.link_target(host.root / model / channel["channel"] / "current")
         if link is None:
-            return {**row, "why": f"nothing is live yet: doit deploy:{model}"}
+            what = "promote " if channel["promoted"] else "deploy:"
+            return {**row, "why": f"nothing is live yet: doit {what}{model}"}
         live = Release.on(host, link)
-        row |= {"release": live.id, "label": live.name, "since": since(host, live, channel)}
+        row |= {
+            "release": live.id,
+            "label": live.name,
+            "since": live_since(host, live, channel["channel"]),
+        }
         why = difference(host, live, channel)
         return {**row, "status": OTHERWISE if why else AS_IT_SHOULD_BE, "why": why}
     except TryAgainLater as error:
@@ -83,18 +88,7 @@ def difference(host: Host, live: Release, channel: Channel) -> str:
     of_host = channel["host"] if channel["ssh"] and isinstance(model, Classifier) else ""
     built = Path(manifest_file(live.model, of_host))
     wanted = wanted_release(host, channel, Release.read(built)) if built.exists() else live
-    return deployment_of(host, channel, wanted).drift()
-
-
-def since(host: Host, release: Release, channel: Channel) -> float | None:
-    """When the release last became live in the channel, by its deployer's clock."""
-    times = [
-        record["at"]
-        for record in on_host(host, release.model)
-        if (record["outcome"], record["release"], record["channel"])
-        == (LIVE, release.id, channel["channel"])
-    ]
-    return float(times[-1]) if times else None
+    return deployment_of(host, channel, wanted or live).drift()
 
 
 def table(told: list[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_what_became_of_releases(deploy_project: DeployProject):
     assert f"({back}) live in stable on local after" in lines[0]
     assert lines[0].endswith(f", doit, commit {commit[:12]}")
     assert lines[2].endswith(f", doit rollback digits, commit {commit[:12]} with changes")
-    assert project.doit("history", "--last", "1").stdout.splitlines() == lines[-1:]
+    assert project.doit("history", "digits", "--last", "1").stdout.splitlines() == lines[-1:]
     assert "no model cats" in project.doit("history", "cats", status=3).stderr
     assert "must not be negative" in project.doit("history", "--last", "-1", status=3).stderr
 
@@ -143,3 +144,48 @@ def test_verify_reads_everything_again(deploy_project: DeployProject):
     # What the next runs put right; the release, when it is deployed anew.
     project.doit("-a", "deploy:digits")
     assert "all is as it was recorded" in project.doit("verify").stdout
+
+
+def test_why_a_release_is_live(deploy_project: DeployProject):
+    project = deploy_project
+    assert "stable on local, port" in project.doit("why", "deploy:digits").stdout
+    project.use_checkpoint(0)
+    project.doit()
+    first = project.health()["release"]
+    told = project.doit("why", "deploy:digits").stdout
+    assert "it is the first that was live there" in told
+    project.use_checkpoint(1)
+    project.doit()
+    second = project.health()["release"]
+    digests = [read_digests(path, sha256=True)[2] for path in project.checkpoints[:2]]
+    [told] = json.loads(project.doit("why", "deploy:digits", "--json").stdout)
+    lines = told["lineage"]
+    assert lines[0].endswith(f"({second}):") and lines[0].startswith("stable on local, port")
+    assert lines[1].endswith(", doit")
+    assert lines[2].strip() == (
+        f"from training/checkpoints_cycle1/best_model.pth (SHA-256 {digests[1][:12]})"
+    )
+    assert f"({first})" in lines[3]
+    # From the manifest down to the checkpoint's checksum, each step below what it caused.
+    checkpoint = next(line for line in lines if "sha256 changed" in line)
+    assert checkpoint.strip() == (
+        f"because source sha256 changed from {digests[0][:12]} to {digests[1][:12]}"
+    )
+    made = [line.strip() for line in lines if "model_weights.bin" in line]
+    assert len(made) == 1 and made[0].endswith("made by weights")
+    below = lines[lines.index(next(line for line in lines if "model_weights.bin" in line)) + 1 :]
+    assert any("weights/digits/checkpoint.pth changed" in line for line in below)
+    assert not any("quern-server" in line for line in lines)
+
+    # Another program, with the same checkpoint: its source is what is named.
+    source = project.root / "examples/digits/classes.json"
+    source.write_text(source.read_text().replace("one", "uno"))
+    project.doit()
+    lines = project.doit("why", "deploy:digits").stdout.splitlines()
+    assert any("because examples/digits/classes.json changed from" in line for line in lines)
+    assert not any("sha256 changed" in line for line in lines)
+
+    # Without the store, what the history knows.
+    shutil.rmtree(project.root / ".quern/store")
+    told = project.doit("why", "deploy:digits").stdout
+    assert "because classes changed from" in told

@@ -8,6 +8,8 @@ import copy
 import os
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +24,13 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Format = Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9_]{1,15}$")]
+Promote = Literal["manual", "auto"]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 # Not a tuple type: msgspec 0.19 to 0.22 crashes at exit on one in a union.
 HeightAndWidth = Annotated[list[Size], msgspec.Meta(min_length=2, max_length=2)]
+
+
+CANDIDATE, STABLE = "candidate", "stable"
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,15 +91,38 @@ class Preprocess(Section, frozen=True):
     std: list[float] = []
 
 
+class CompareImages(Section, frozen=True):
+    """The labelled images on which a candidate is held against the stable release: `images` is a
+    folder with a folder per class, or a CSV file with the columns image and class (docs/channels.md
+    ). A candidate that is less accurate by more than `margin` is not promoted; 0.01 is one point.
+    """
+
+    images: str | None = None
+    margin: Share = 0.0
+
+
+class CompareQuestions(Section, frozen=True):
+    """The questions on which a candidate is held against the stable release, by default those of
+    `evaluate`. A candidate that is less accurate by more than `margin` is not promoted."""
+
+    questions: str | None = None
+    margin: Share = 0.0
+
+
 class Classifier(Section, frozen=True, tag_field="kind", tag="classifier"):
-    """An image classifier: checkpoint → model_weights.bin → C++ server."""
+    """An image classifier: checkpoint → model_weights.bin → C++ server.
+
+    `deploy` has each host's channels with their ports. Of a `candidate` and others, new releases
+    go to the candidate; `promote` says what brings them to the others: `manual`, the default, is
+    `doit promote`, `auto` a comparison that they stand."""
 
     checkpoint: Source
     architecture: Architecture
     classes: str
     preprocess: Preprocess
     probes: str | None = None
-    deploy: dict[Name, dict[Name, Port]] = {}
+    compare: CompareImages = CompareImages()
+    deploy: dict[Name, dict[Name, Port | Promote]] = {}
 
 
 class Merge(Section, frozen=True):
@@ -182,12 +212,14 @@ class Ollama(Section, frozen=True):
 
 
 class ModelDeploy(Section, frozen=True):
-    """Where a language model goes on one host: `chat` is the port of our chat server, `lmstudio`
-    LM Studio's folder, `ollama: true`. Earlier releases are kept, `keep` of them."""
+    """Where a language model goes on one host: `chat` is the port of our chat server, or channels
+    with a port each (`{candidate: 8766, stable: 8765}`), `lmstudio` LM Studio's folder, `ollama:
+    true`. `promote` as a classifier's. Earlier releases are kept, `keep` of them."""
 
-    chat: Port | None = None
+    chat: Port | dict[Name, Port] | None = None
     lmstudio: LmStudio | str | None = None
     ollama: Ollama | bool | None = None
+    promote: Promote | None = None
     keep: Annotated[int, msgspec.Meta(ge=1)] = 3
 
 
@@ -204,8 +236,53 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
     convert: Convert = Convert()
     evaluate: Evaluate = Evaluate()
     chat: Chat = Chat()
+    compare: CompareQuestions = CompareQuestions()
     health: Health = Health()
     deploy: dict[Name, ModelDeploy] = {}
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """New releases go to the channel `candidate`; what brings them from there to the others is
+    `by`."""
+
+    candidate: str
+    by: Promote
+
+
+def promotion_of(model: Classifier | LanguageModel) -> Promotion | None:
+    """How releases come to the channels of a model; None: each gets every release."""
+    names = [name for wanted in model.deploy.values() for name in channel_names(wanted)]
+    candidate = CANDIDATE if CANDIDATE in names else next(iter(names), CANDIDATE)
+    said = next(iter(promotions(model)), None)
+    if said is None and (candidate != CANDIDATE or set(names) <= {CANDIDATE}):
+        return None
+    return Promotion(candidate, said or "manual")
+
+
+def promotions(model: Classifier | LanguageModel) -> list[Promote]:
+    """What the hosts' `promote` say, each once."""
+    said = [
+        wanted.get("promote") if isinstance(wanted, dict) else wanted.promote
+        for wanted in model.deploy.values()
+    ]
+    return list(dict.fromkeys(p for p in said if p in ("manual", "auto")))
+
+
+def channel_ports(wanted: Mapping[str, int | Promote] | ModelDeploy) -> dict[str, int]:
+    """Channel → port, of the servers on one host."""
+    if isinstance(wanted, ModelDeploy):
+        chat = wanted.chat or {}
+        return {"chat": chat} if isinstance(chat, int) else dict(chat)
+    return {channel: port for channel, port in wanted.items() if isinstance(port, int)}
+
+
+def channel_names(wanted: Mapping[str, int | Promote] | ModelDeploy) -> list[str]:
+    """The channels on one host, servers and folders."""
+    folders: list[str] = []
+    if isinstance(wanted, ModelDeploy):
+        folders = [name for name in ("lmstudio", "ollama") if getattr(wanted, name)]
+    return [*channel_ports(wanted), *folders]
 
 
 class Host(Section, frozen=True):
@@ -309,7 +386,7 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
                 raise _fault(
                     path, tree, ["models", name, "deploy", host], f"no such host; hosts are {known}"
                 )
-            for channel, port in _ports(channels).items():
+            for channel, port in channel_ports(channels).items():
                 taken = ports.setdefault((host, port), f"{name} {channel}")
                 if taken != f"{name} {channel}":
                     raise _fault(
@@ -318,6 +395,7 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
                         ["models", name, "deploy", host, channel],
                         f"port {port} is taken by {taken}",
                     )
+        _check_promotion(configuration, name, tree, path)
         _check_source(configuration, name, tree, path)
         if isinstance(model, LanguageModel):
             _check_language_model(model, name, tree, path)
@@ -337,10 +415,36 @@ def _check_references(configuration: Configuration, tree: Any, path: str) -> Non
             raise _fault(path, tree, ["models", name, "preprocess", "std"], "must not hold zero")
 
 
-def _ports(channels: dict[str, int] | ModelDeploy) -> dict[str, int]:
-    if isinstance(channels, ModelDeploy):
-        return {"chat": channels.chat} if channels.chat else {}
-    return channels
+def _check_promotion(configuration: Configuration, name: str, tree: Any, path: str) -> None:
+    model = configuration.models[name]
+    keys = ["models", name, "deploy"]
+    for host, wanted in model.deploy.items():
+        for channel, port in wanted.items() if isinstance(wanted, dict) else ():
+            if (channel == "promote") == isinstance(port, int):
+                problem = "must be manual or auto" if channel == "promote" else "must be a port"
+                raise _fault(path, tree, [*keys, host, channel], problem)
+    promotion = promotion_of(model)
+    if promotion is None:
+        return
+    if len(promotions(model)) > 1:
+        raise _fault(path, tree, keys, "promote is manual on one host and auto on another")
+    names = {name for wanted in model.deploy.values() for name in channel_names(wanted)}
+    if names == {promotion.candidate}:
+        raise _fault(path, tree, keys, f"there is no channel to promote {promotion.candidate} to")
+    if promotion.candidate == STABLE:
+        problem = "new releases would go to stable; name the candidate's channel before it"
+        raise _fault(path, tree, keys, problem)
+    if promotion.by == "auto" and not is_compared(model):
+        what = "images" if isinstance(model, Classifier) else "questions"
+        problem = f"promote: auto goes by a comparison; give models.{name}.compare.{what}"
+        raise _fault(path, tree, keys, problem)
+
+
+def is_compared(model: Classifier | LanguageModel) -> bool:
+    """Whether there is something to compare a candidate of `model` by."""
+    if isinstance(model, Classifier):
+        return model.compare.images is not None
+    return (model.compare.questions or model.evaluate.questions) is not None
 
 
 def _check_source(configuration: Configuration, name: str, tree: Any, path: str) -> None:

@@ -12,7 +12,10 @@ from tasks.core.configuration import (
     Configuration,
     LanguageModel,
     LmStudio,
+    ModelDeploy,
     Ollama,
+    channel_ports,
+    promotion_of,
 )
 from tasks.core.configuration import (
     Host as HostSection,
@@ -28,26 +31,33 @@ from tasks.hosts.releases import Release
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]", "[::]": "[::1]"}
 
-# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "channel"}, and
-# "port" for a server, "settings" for a folder.
+# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "channel",
+# "promoted"}, and "port" for a server, "settings" for a folder. A channel that is `promoted` gets
+# its releases from the candidate's.
 Channel = dict[str, Any]
 
 
 def channels_of(model: Classifier | LanguageModel, configuration: Configuration) -> list[Channel]:
     """Every channel that the model goes to, servers before folders: they prove it first."""
-    channels = []
+    promotion = promotion_of(model)
+    channels: list[Channel] = []
     for host, wanted in model.deploy.items():
         of_host = host_settings(host, configuration)
-        if isinstance(wanted, dict):
-            channels += [{**of_host, "channel": c, "port": port} for c, port in wanted.items()]
+        if isinstance(wanted, ModelDeploy):
+            of_host["keep"] = wanted.keep
+        channels += [
+            {**of_host, "channel": channel, "port": port}
+            for channel, port in channel_ports(wanted).items()
+        ]
+        if not isinstance(wanted, ModelDeploy):
             continue
-        if wanted.chat:
-            channels.append({**of_host, "channel": "chat", "port": wanted.chat})
         folders = {"lmstudio": _lmstudio(wanted.lmstudio), "ollama": _ollama(wanted.ollama)}
         for name, settings in folders.items():
             if settings:
                 plain = msgspec.to_builtins(settings)
                 channels.append({**of_host, "channel": name, "settings": plain})
+    for channel in channels:
+        channel["promoted"] = promotion is not None and channel["channel"] != promotion.candidate
     return channels
 
 
@@ -122,11 +132,17 @@ def deployment_of(
     return FolderDeployment(host, release, channel["channel"], channel["settings"], journal)
 
 
-def wanted_release(host: Host, channel: Channel, release: Release) -> Release:
-    """The release that a channel should have: `release`, unless a rollback withdrew it; then the
-    one that is there."""
-    if Marks(host, release.model).is_withdrawn(release.id):
-        link = host.link_target(host.root / release.model / channel["channel"] / "current")
-        if link is not None:
-            return Release.on(host, link)
-    return release
+def live_release(host: Host, model: str, channel: Channel) -> Release | None:
+    """The release that a channel has; None if it has none. Raises QuernError, FileNotFoundError."""
+    link = host.link_target(host.root / model / channel["channel"] / "current")
+    return Release.on(host, link) if link else None
+
+
+def wanted_release(host: Host, channel: Channel, built: Release) -> Release | None:
+    """The release that a channel should have: the one that was `built` last; or the one that is
+    there, where a promotion decides or a rollback withdrew the other. None: none yet."""
+    if channel["promoted"]:
+        return live_release(host, built.model, channel)
+    if Marks(host, built.model).is_withdrawn(built.id):
+        return live_release(host, built.model, channel) or built
+    return built

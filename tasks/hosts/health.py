@@ -40,15 +40,6 @@ def verdict(findings: list[Finding]) -> str:
     return max((finding.level for finding in findings), key=ORDER.index, default=UNHEALTHY)
 
 
-def live_release(host: Host, model: str, channel: Channel) -> Release | None:
-    """The release that a channel has, None if it has none."""
-    link = host.link_target(host.root / model / channel["channel"] / "current")
-    try:
-        return Release.on(host, link) if link else None
-    except (FileNotFoundError, QuernError):
-        return None
-
-
 def file_findings(host: Host, model: str, channel: Channel, release: Release) -> list[Finding]:
     """The model's file as the channel reads it: there, readable, its magic, size and digest."""
     entry = release.manifest["roles"]["weights"]

@@ -73,8 +73,12 @@ def on_host(host: Host, model: str) -> list[Record]:
 
 def in_project(path: Path, model: str, host: str) -> list[Record]:
     """The records of a model on a host that the project of `path` wrote, the oldest first."""
-    data = path.read_bytes() if path.exists() else b""
-    return [r for r in _records(data) if (r.get("model"), r.get("host")) == (model, host)]
+    return [r for r in every_record(path) if (r.get("model"), r.get("host")) == (model, host)]
+
+
+def every_record(path: Path) -> list[Record]:
+    """All that the project of `path` wrote, the oldest first."""
+    return _records(path.read_bytes() if path.exists() else b"")
 
 
 def _records(data: bytes) -> list[Record]:
@@ -86,6 +90,16 @@ def _records(data: bytes) -> list[Record]:
     return found
 
 
+def live_since(host: Host, release: Release, channel: str) -> float | None:
+    """When the release last became live in the channel, by its deployer's clock."""
+    times = [
+        record["at"]
+        for record in on_host(host, release.model)
+        if (record["outcome"], record["release"], record["channel"]) == (LIVE, release.id, channel)
+    ]
+    return float(times[-1]) if times else None
+
+
 def went_live(host: Host, model: str, channel: str = "") -> list[str]:
     """Ids of the releases that were live in `channel`, by default in any, the oldest first, as
     often as they were."""
@@ -94,3 +108,13 @@ def went_live(host: Host, model: str, channel: str = "") -> list[str]:
         for record in on_host(host, model)
         if record["outcome"] == LIVE and channel in ("", record["channel"])
     ]
+
+
+def by(record: Record) -> str:
+    """Who or what started it, at which commit, and why, if they said it."""
+    run = record.get("run") or {}
+    command = f", {run['command']}" if run.get("command") else ""
+    commit = f", commit {run['commit'][:12]}" if run.get("commit") else ""
+    changes = " with changes" if run.get("dirty") else ""
+    reason = f": {run['reason']}" if run.get("reason") else ""
+    return f"{record['who']}{command}{commit}{changes}{reason}"

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+from getopt import GetoptError, gnu_getopt
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tasks.core.records import Records, recipe_action
 A_TASK_BROKE = 2
 COULD_NOT_START = 3
 DOITS_OWN = (InvalidCommand, InvalidDodoFile, InvalidTask)
+TASKS_HAVE_OPTIONS = ("run", "plan")  # behind their names
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL, sysexits.h
 
 
@@ -37,19 +39,33 @@ class ProjectCommand:
 
     name: str
     loader: Any
+    cmdparser: Any
     project: Project
     dep_manager: Any
     task_list: list[Any]
     arguments: list[str]
 
     def parse_execute(self, in_args: list[str]) -> int:
-        """doit's parsing, whose complaints become one line."""
+        """doit's parsing, whose complaints become one line; options may come after what they are
+        about (`doit history dogs --json`), where doit's own parser would stop looking for them."""
         try:
+            if self.name not in TASKS_HAVE_OPTIONS:
+                in_args = self._options_first(in_args)
             return super().parse_execute(in_args)  # type: ignore[misc, no-any-return]
         except CmdParseError as error:
             text = re.sub(r" \(parsing options: .*?\]\)", "", " ".join(str(error).split()))
             sys.stderr.write(f"{text}; see: doit help {self.name}\n")
             return COULD_NOT_START
+
+    def _options_first(self, in_args: list[str]) -> list[str]:
+        """The arguments in the order that doit's parser wants."""
+        short, long = self.cmdparser.get_short(), self.cmdparser.get_long()
+        try:
+            options, rest = gnu_getopt(in_args, short, long)
+        except GetoptError:  # told by doit's parser, when it comes to it
+            return sorted(in_args, key=lambda argument: not argument.startswith("-"))
+        found = [f"{n}={v}" if f"{n[2:]}=" in long else f"{n}{v}" for n, v in options]
+        return [*found, "--", *rest] if rest else found
 
     def get_backends(self) -> dict[str, Any]:
         """None: the records are Quern's own, and the search for others costs every run 5 ms."""

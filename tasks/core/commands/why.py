@@ -22,7 +22,8 @@ OUTCOMES = {
 
 
 class Why(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
-    """Reads what was recorded when it was decided, and adds what would happen now."""
+    """Reads what was recorded when it was decided, and adds what would happen now. A task may say
+    more of itself (`lineage` in its `meta`): a deploy tells from what the live release came."""
 
     name = "why"
     doc_purpose = "say why a task ran, or didn't, last time"
@@ -46,9 +47,12 @@ class Why(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         told = []
         for task in tasks:
             last = self._last(task.name)
-            told.append({"task": task.name, **last, "now": in_words(planned[task.name])})
+            lineage = task.meta["lineage"](self.project) if "lineage" in (task.meta or {}) else []
+            told.append(
+                {"task": task.name, **last, "now": in_words(planned[task.name]), "lineage": lineage}
+            )
         if json:
-            self.outstream.write(json_format.dumps(told, indent=1) + "\n")
+            self.outstream.write(json_format.dumps(told, indent=1, ensure_ascii=False) + "\n")
         else:
             for item in told:
                 self.outstream.write("\n".join(_lines(item)) + "\n")
@@ -98,7 +102,7 @@ def _lines(item: dict[str, Any]) -> list[str]:
     if len(lines) == 1:
         lines.append("  it has not run here yet")
     lines.append(f"  now: {item['now']}")
-    return lines
+    return [*lines, *(f"  {line}" for line in item["lineage"])]
 
 
 def _moment(seconds: float) -> str:
