@@ -10,6 +10,7 @@ from tasks.core.collecting import Collected, collect, of_history, of_tasks, remo
 from tasks.core.commands.plan import option_json
 from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.configuration import load_configuration
+from tasks.core.digest import digest_of_bytes
 from tasks.core.errors import QuernError
 from tasks.hosts.channels import channels_of, host_of
 from tasks.hosts.host import Host
@@ -68,7 +69,7 @@ class Gc(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
 
 
 def released_on(host: Host) -> set[str]:
-    """Digests of the files of every release on a host. Raises QuernError."""
+    """Digests of every release on a host: of its files, and of its manifest. Raises QuernError."""
     digests: set[str] = set()
     for model in host.directories(host.root):
         folder = host.root / model / "releases"
@@ -77,6 +78,7 @@ def released_on(host: Host) -> set[str]:
             if data is not None:
                 release = Release.of(data, f"{host.name}: {folder / release_id / 'manifest.json'}")
                 digests.update(release.digest(role) for role in release.manifest["roles"])
+                digests.add(digest_of_bytes(data))
     return digests
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core.digest import digest_of_bytes
+from tasks.core.digest import DigestIndex, digest_of_bytes
+from tasks.core.lineage import Lineage
+from tasks.core.state import State
+from tasks.core.store import Store
 from tests.build_project import DIAMOND, BuildProject
 from tests.deploy_project import DeployProject
 from tests.shared_world import MORE_WORK
@@ -292,6 +295,15 @@ def stored(project: DeployProject) -> set[str]:
     return {path.parent.name + path.name for path in objects}
 
 
+def steps_to(project: DeployProject, release: str) -> set[str]:
+    """The recipes that led to a release, by the store's results."""
+    state = State(project.root / ".quern/state.db")
+    lineage = Lineage(Store(project.root / ".quern/store", DigestIndex(state)))
+    state.close()
+    digest = lineage.beginning(release)
+    return {made.recipe for made in lineage.steps([digest])} if digest else set()
+
+
 @pytest.mark.slow
 def test_what_kept_releases_consist_of_is_needed(deploy_project: DeployProject):
     project = deploy_project
@@ -306,15 +318,18 @@ def test_what_kept_releases_consist_of_is_needed(deploy_project: DeployProject):
     assert dry.replace("would free", "freed") == freed
     assert digests_of(project) <= stored(project)
     assert project.doit().stdout == ""
-    # A release that is gone from the host leaves its objects to go.
+    # How the older one came to be is still known, though its checkpoint is gone.
     live = os.readlink(project.host / "stable/current").rpartition("/")[2]
     (old,) = {p.name for p in project.host.glob("releases/*")} - {live}
+    assert steps_to(project, old) == steps_to(project, live) != set()
+    # A release that is gone from the host leaves its objects to go.
     only_old = digests_of(project)
     shutil.rmtree(project.host / "releases" / old)
     only_old -= digests_of(project)
     assert only_old
     project.doit("gc")
     assert not only_old & stored(project)
+    assert steps_to(project, old) == set()
     assert digests_of(project) <= stored(project)
     assert weights.exists() and project.doit().stdout == ""
     project.doit("verify")

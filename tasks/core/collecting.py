@@ -1,8 +1,8 @@
 """The local store collected: what nothing needs any more goes.
 
 What is needed is a set of digests, from the records of tasks, from releases, from anywhere; a
-directory's digest stands for its files too. A result stays if all its outputs are needed. A
-collection that is killed does no harm: a result whose objects are gone is made anew.
+directory's digest stands for its files too. A result stays, small as it is, if it is on the way to
+something needed: it tells the lineage, and is made anew where its objects are gone.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.core.lineage import Lineage
 from tasks.core.project import Project
 from tasks.core.store import Artifact, Store
 
@@ -34,11 +35,16 @@ class Collected:
 
 
 def collect(store: Store, needed: set[str], dry_run: bool = False) -> Collected:
-    """Remove the objects that aren't `needed`, and the results that name another; for the holder
-    of the project's lock. With `dry_run` nothing changes."""
+    """Remove the objects that aren't `needed`, and the results that led to none that is; for the
+    holder of the project's lock. With `dry_run` nothing changes."""
     results = list(store.results())
     kept = _with_files(store, results, needed)
-    useless = [path for path, outputs in results if not _objects(store, outputs) <= kept]
+    lineage = _lineage(store, needed)
+    useless = [
+        path
+        for path, outputs in results
+        if path not in lineage and not _objects(store, outputs) <= kept
+    ]
     gone = {digest: status for digest, status in store.objects() if digest not in kept}
     if not dry_run:
         for path in useless:
@@ -50,8 +56,8 @@ def collect(store: Store, needed: set[str], dry_run: bool = False) -> Collected:
 
 def keep_to_limit(project: Project, tasks: Iterable[str], limit_gb: float) -> str:
     """Remove results and their objects until the store is within the limit: the least recently
-    used first, those that went to a host last, those that tasks made last never. Returns a line if
-    it can't be done."""
+    used first, those that went to a host last, those that tasks made last never. Of what is
+    released the lineage stays. Returns a line if it can't be done."""
     store, limit = project.store, limit_gb * 1e9
     sizes = {digest: status.st_size for digest, status in store.objects()}
     total = sum(sizes.values())
@@ -60,6 +66,7 @@ def keep_to_limit(project: Project, tasks: Iterable[str], limit_gb: float) -> st
     results = list(store.results())
     kept = _with_files(store, results, of_tasks(project, tasks))
     released = of_history(project)
+    lineage = _lineage(store, kept | released)
     objects = {path: _objects(store, outputs) for path, outputs in results}
     uses = Counter(digest for digests in objects.values() for digest in digests)
     turns = sorted(
@@ -69,7 +76,8 @@ def keep_to_limit(project: Project, tasks: Iterable[str], limit_gb: float) -> st
     going = sizes.keys() - kept - uses.keys()  # of no result: a run was killed
     for path in [None, *turns]:
         if path is not None:
-            path.unlink()
+            if path not in lineage:
+                path.unlink()
             uses.subtract(objects[path])
             going = {digest for digest in objects[path] - kept if not uses[digest]}
         for digest in going:
@@ -87,6 +95,11 @@ def _with_files(store: Store, results: list[Result], needed: set[str]) -> set[st
     """`needed`, and for the directories among it the digests of their files."""
     artifacts = [artifact for _, outputs in results for artifact in (outputs or {}).values()]
     return needed.union(*(store.digests_of(a) for a in artifacts if a.digest in needed))
+
+
+def _lineage(store: Store, digests: set[str]) -> set[Path]:
+    """The results on the way to artifacts."""
+    return {store.result_path(step.key) for step in Lineage(store).steps(digests)}
 
 
 def _objects(store: Store, outputs: dict[str, Artifact] | None) -> set[str]:
@@ -111,14 +124,17 @@ def of_tasks(project: Project, tasks: Iterable[str]) -> set[str]:
 
 
 def of_history(project: Project, host: str | None = None) -> set[str]:
-    """Digests of every release that this project has brought to a host, by default to any."""
+    """Digests of every release that this project has brought to a host, by default to any: of its
+    files, and of its manifest."""
     path = project.private / "history.jsonl"
-    digests: set[str] = set()
+    lineage, digests = Lineage(project.store), set[str]()
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
             record = json.loads(line)
             if host in (None, record["host"]):
                 digests.update(record["digests"].values())
+                manifest = lineage.beginning(record["release"])
+                digests.update([manifest] if manifest else [])
     return digests
 
 

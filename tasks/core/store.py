@@ -204,8 +204,14 @@ class Store:
             yield path.parent.name + path.name, path.stat()
 
     def has_result(self, key: str) -> bool:
-        """Whether a recipe key has a recorded result (its bytes not yet checked)."""
-        return self.result_path(key).exists()
+        """Whether a recipe key has a recorded result that is still here (not yet read)."""
+        try:
+            outputs = outputs_in(self.result_path(key).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(
+            self.object_path(d).exists() for a in outputs.values() for d in self.digests_of(a)
+        )
 
     def record_result(
         self, key: str, outputs: dict[str, Artifact], provenance: dict[str, Any]
