@@ -13,17 +13,20 @@ from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
+from tasks.hosts.attestation import Attestation
 from tasks.hosts.channels import (
     Channel,
     channels_of,
     deployment_of,
     host_of,
     in_words,
+    live_release,
     platform_known,
     wanted_release,
 )
 from tasks.hosts.deployment import OtherPlatform
 from tasks.hosts.history import Journal
+from tasks.hosts.host import Host
 from tasks.hosts.lineage import lineage_in_words
 from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
@@ -42,7 +45,7 @@ PARAMETERS = [
         "long": "retry",
         "type": bool,
         "default": False,
-        "help": "try a release again that failed its probe or was rolled back",
+        "help": "try a release again that failed its probe or was rolled back, or isn't signed yet",
     },
 ]
 
@@ -130,11 +133,16 @@ def deploy(
     **choice: Any,
 ) -> None:
     """Make the release of `manifest` live in every channel of one host; of earlier ones, keep
-    `keep`. The options of a `choice` were seen to before the run. Raises QuernError.
+    `keep`. The options of a `choice` were seen to before the run. Raises QuernError; what was live
+    serves then, and if it had ended, it is started again.
     """
+    from tasks.hosts.attestor import attestor_of  # `doit list` need not pay for it
+
     release = Release.read(Path(manifest))
     host = host_of(project.root, channels[0])
     journal = Journal(project.private / "history.jsonl", provenance(project.root))
+    faults: list[QuernError] = []
+    attestor = attestor_of(project, journal.run)
     with host.lock(host.root / release.model / "lock"):
         for channel in channels:
             start = time.monotonic()
@@ -147,17 +155,37 @@ def deploy(
             if channel["promoted"] and not deployment.drift():
                 continue
             deployment.progress = partial(sending, project, task)
+            deployment.attestor = attestor
             try:
                 deployment.make_live(files if wanted is release else {}, retry)
-            except OtherPlatform as error:
-                platform_known(host.name).unlink(missing_ok=True)
-                raise QuernError(f"{error}; run doit again, which asks it anew") from None
+            except QuernError as error:  # the other channels shall not wait for it
+                faults.append(error)
+                bring_back(host, channel, wanted, journal)
+                continue
             seconds = time.monotonic() - start
             told = f"{in_short(wanted, channel)}, after {seconds:.1f} s"
             project.announce(task, "deployed", told)
             image = next(iter(sorted(glob.glob(probes))), "IMAGE")
             project.event(task, {"note": deployment.told.replace("IMAGE", image)})
-        prune(host, release.model, keep)
+        if not faults:
+            prune(host, release.model, keep)
+    for fault in faults:
+        if isinstance(fault, OtherPlatform):
+            platform_known(host.name).unlink(missing_ok=True)
+            raise QuernError(f"{fault}; run doit again, which asks it anew")
+        raise fault
+
+
+def bring_back(host: Host, channel: Channel, failed: Release, journal: Journal) -> None:
+    """See that what is live serves, though another release failed: after a reboot, nothing does."""
+    try:
+        live = live_release(host, failed.model, channel)
+        if live is not None and live.id != failed.id:
+            deployment = deployment_of(host, channel, live, journal)
+            if deployment.drift():
+                deployment.make_live({}, retry=True)
+    except (QuernError, OSError):
+        pass  # it is the first fault that matters
 
 
 def sending(project: Project, task: str, file: str, done: int, total: int) -> None:
@@ -198,15 +226,21 @@ class Live:
         except (FileNotFoundError, QuernError):
             return True  # there is nothing yet to compare with; the inputs say why it runs
         task.init_options()
-        if task.options["retry"] and any(self._is_marked(c, release) for c in self.channels):
+        if task.options["retry"] and any(self._may_be_retried(c, release) for c in self.channels):
             self.reason = f"release {release.id} is to be tried again"
             return False
         self.reason = next(filter(None, (self._drift(c, release) for c in self.channels)), "")
         return not self.reason
 
     @staticmethod
-    def _is_marked(channel: Channel, release: Release) -> bool:
-        return Marks(host_of(Path.cwd(), channel), release.model).read(release.id) is not None
+    def _may_be_retried(channel: Channel, release: Release) -> bool:
+        host = host_of(Path.cwd(), channel)
+        if Marks(host, release.model).read(release.id) is not None:
+            return True
+        if not load_configuration().sign:
+            return False
+        there = Attestation.on(host, host.root / release.model / "releases" / release.id)
+        return there is None or there.signature is None
 
     @staticmethod
     def _drift(channel: Channel, release: Release) -> str:

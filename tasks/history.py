@@ -12,7 +12,8 @@ from tasks.core.configuration import load_configuration
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.hosts.channels import channels_of, host_of
-from tasks.hosts.history import LIVE, Record, by, in_project, on_host
+from tasks.hosts.history import COMPARED, LIVE, Record, by, in_project, on_host
+from tasks.hosts.promotion import figures
 
 option_last = {
     "name": "last",
@@ -45,7 +46,8 @@ class History(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         if json:
             self.outstream.write(json_format.dumps(records, indent=1, ensure_ascii=False) + "\n")
         else:
-            self.outstream.writelines(f"{in_words(record)}\n" for record in records)
+            # A comparison of releases on two hosts is in the history of both.
+            self.outstream.writelines(f"{line}\n" for line in dict.fromkeys(map(in_words, records)))
         return 0
 
 
@@ -73,4 +75,8 @@ def in_words(record: Record) -> str:
     outcome = f"failed for {where}: {record['error']}"
     if record["outcome"] == LIVE:
         outcome = f"live in {where} after {sum(record['seconds'].values()):.1f} s"
+    if record["outcome"] == COMPARED:
+        against = record["against"]
+        named = f"{against['label'] or against['release']} ({against['release']})"
+        outcome = f"compared with {named}: {figures(record['comparison'])}"
     return f"{at} {record['model']}: {what} {outcome}, by {by(record)}"

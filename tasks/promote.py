@@ -123,6 +123,8 @@ def promote(project: Project, promotion: Promotion, force: bool = False, reason:
 
     `force` promotes it in any case. Raises NotPromoted; QuernError, when it doesn't pass its probe.
     """
+    from tasks.hosts.attestor import attestor_of  # `doit list` need not pay for it
+
     model, stable = promotion.model, promotion.stable
     release = promotion.release()
     if release is None:
@@ -145,7 +147,8 @@ def promote(project: Project, promotion: Promotion, force: bool = False, reason:
         },
     )
     with stable.host.lock(stable.host.root / model / "lock"):
-        told = promotion.make_live(release, files_here(project, promotion, release), journal)
+        files = files_here(project, promotion, release)
+        told = promotion.make_live(release, files, journal, attestor_of(project, journal.run))
         prune(stable.host, model, stable.channel["keep"])
     return told
 
@@ -161,6 +164,8 @@ def compared(project: Project, promotion: Promotion) -> dict[str, Any]:
             f"{model}: the candidate was not compared with what is stable: give "
             f"models.{model}.compare.{what}, or: doit promote {model} --force --reason TEXT"
         )
+    from tasks.comparison.compare import compare  # `doit list` need not pay for it
+
     return compare(project, model, promotion.candidate.channel, promotion.stable.channel)
 
 
@@ -222,7 +227,3 @@ class Settled:
         told = (unsettled(promotion) for promotion in promotions_of(project, self.model))
         self.reason = next(filter(None, told), "")
         return not self.reason
-
-
-def compare(project, model, candidate, stable):
-    raise NotPromoted("TEMPORARY")

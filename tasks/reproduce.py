@@ -188,8 +188,8 @@ class Recorded:
         as_it_was = [p for p in places if p.is_file() and read_digests(p)[1] == digest]
         if digest and not as_it_was:
             raise QuernError(
-                f"{self.release.id}: {file} as it was ({digest[:12]}) is neither here nor in commit "
-                f"{self.run.get('commit') or '(none was recorded)'}"
+                f"{self.release.id}: {file} as it was ({digest[:12]}) is neither here nor in the "
+                f"commit, {self.run.get('commit') or 'none was recorded'}"
             )
         text = yaml.safe_load((as_it_was or places[1:])[0].read_text(encoding="utf-8"))
         for key in LEFT_OUT:

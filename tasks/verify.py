@@ -13,9 +13,9 @@ from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
 from tasks.core.configuration import load_configuration
 from tasks.core.digest import digest_of_bytes, files_below, listing_of, read_digests
 from tasks.core.errors import QuernError, TryAgainLater
-from tasks.hosts.channels import channels_of, host_of
-from tasks.hosts.host import Host
-from tasks.hosts.releases import Release
+from tasks.hosts.admission import Admission
+from tasks.hosts.channels import Channel, channels_of, host_of
+from tasks.hosts.releases import Release, live_releases
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,15 @@ class Verify(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
             channels = channels_of(model, configuration)
             for place in {channel["host"]: channel for channel in channels}.values():
                 try:
-                    yield from self._of_releases(host_of(self.project.root, place), name)
+                    yield from self._of_releases(place, name)
                 except QuernError as error:
                     passing = isinstance(error, TryAgainLater)
                     yield Difference(place["host"], str(error), passing)
 
-    def _of_releases(self, host: Host, model: str) -> Iterator[Difference]:
+    def _of_releases(self, place: Channel, model: str) -> Iterator[Difference]:
+        host = host_of(self.project.root, place)
         folder = host.root / model / "releases"
+        live = live_releases(host, model)
         for release_id in host.directories(folder):
             what = f"release {release_id} of {model}"
             try:
@@ -114,10 +116,14 @@ class Verify(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
             except FileNotFoundError:
                 yield Difference(host.name, f"{what} has no manifest")
                 continue
-            if release.id != release_id:
+            if release.changed:
                 yield Difference(host.name, f"{what} has another release's manifest")
                 continue
             for entry in release.manifest["roles"].values():
                 self.read += 1
                 if not host.holds(Path(folder / release_id / entry["file"]), entry):
                     yield Difference(host.name, f"{what}: {entry['file']} is not the release's")
+            admission = Admission(host, release, place["signers"])
+            fault = admission.difference(release_id in live)
+            if fault:
+                yield Difference(host.name, f"{what} {fault}")

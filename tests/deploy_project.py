@@ -53,7 +53,7 @@ def share_store(root: Path) -> None:
         shutil.copytree(ROOT / ".quern" / "store", root / ".quern" / "store")
 
 
-def train_a_little(path: Path, seed: int) -> None:
+def train_a_little(path: Path, seed: int, steps: int = 24) -> None:
     """A LiteCNNPro, width 1/8, after some steps on the digits: its answers depend on its input."""
     import torch
     import torch.nn.functional as F
@@ -67,7 +67,7 @@ def train_a_little(path: Path, seed: int) -> None:
     inputs, targets = as_inputs(images[:256]), torch.from_numpy(labels[:256])
     model = LiteCNNPro(num_classes=10, width=0.125)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for step in range(24):
+    for step in range(steps):
         rows = torch.arange(step % 4, 256, 4)
         loss = F.cross_entropy(model(inputs[rows]), targets[rows])
         optimizer.zero_grad()

@@ -119,16 +119,17 @@ class LanguageProject:
         return [json.loads(line) for line in lines]
 
     def stop(self) -> None:
-        """End the holder and its servers."""
+        """End the holders and their servers."""
         from tasks.hosts.unix_http import Unreachable, ask_socket
 
-        try:
-            ask_socket(self.host / "chat" / "holder.sock", "POST", "/shutdown")
-            while True:
-                ask_socket(self.host / "chat" / "holder.sock", "GET", "/status", timeout=2)
-                time.sleep(0.02)
-        except Unreachable:
-            pass
+        for channel in self.host.glob("*/holder.sock"):
+            try:
+                ask_socket(channel, "POST", "/shutdown")
+                while True:
+                    ask_socket(channel, "GET", "/status", timeout=2)
+                    time.sleep(0.02)
+            except Unreachable:
+                pass
 
 
 class Talkers:

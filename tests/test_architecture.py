@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FLOORS = ("models", "hosts", "core", "cluster", "page")
+FLOORS = ("models", "hosts", "core", "comparison", "cluster", "page")
 
 
 def room_of(module: str) -> str | None:

@@ -16,6 +16,7 @@ from tasks.hosts.deployment import Deployment
 from tasks.hosts.local import LocalHost
 from tasks.hosts.probe import ProbeFailed
 from tasks.hosts.releases import Release
+from tests.deploy_project import free_port
 from tests.language_project import MODEL, LanguageProject, Talkers
 from tests.ssh_world import Machine
 
@@ -263,6 +264,68 @@ def test_earlier_releases_are_kept_as_many_as_configured(project: LanguageProjec
     assert len(kept) == 2  # the live one, and one before
     project.doit("rollback", MODEL)
     assert project.doit("deploy") == ""
+
+
+def test_a_candidate_is_compared_by_questions(project: LanguageProject):
+    """Another format is the candidate: fewer bits, further from the unquantized model."""
+    port = free_port()
+    project.configure(
+        deploy={"local": {"chat": {"stable": project.port}}}, quantize={"primary": "Q8_0"}
+    )
+    project.doit("deploy")
+    project.configure(
+        deploy={"local": {"chat": {"candidate": port, "stable": project.port}}},
+        compare={"margin": 0.5},
+    )
+    project.doit("deploy")
+    questions = [
+        json.loads(line) for line in (project.root / f"examples/{MODEL}/questions.jsonl").open()
+    ][::4]
+    questions.append({"category": "new", "prompt": "What does abs do?", "answer": "No such words"})
+    lines = [json.dumps(question) for question in questions]
+    (project.root / "q.jsonl").write_text("\n".join(lines))
+    [told] = json.loads(project.doit("compare", MODEL, "--questions", "q.jsonl", "--json"))
+
+    right = {}
+    for who, at in (("candidate", port), ("stable", project.port)):
+        project.host_address = f"127.0.0.1:{at}"
+        said = [
+            project.chat(question["prompt"], temperature=0, max_tokens=64) for question in questions
+        ]
+        pairs = zip(questions, said, strict=True)
+        right[who] = [question["answer"].lower() in text.lower() for question, text in pairs]
+        assert told["accuracy"][who] == sum(right[who]) / len(questions)
+        assert told[who] == project.get("/health")["release"]
+        manifest = project.host / "releases" / told[who] / "manifest.json"
+        quality = json.loads(manifest.read_bytes())["checkpoint"]["quality"]
+        assert told["kl"][who] == quality["kl"]["mean"]
+        assert told["tokens_per_second"][who] > 1
+        # The model's weights, a few megabytes, are in the engine's memory.
+        assert told["memory_bytes"][who] > 2e7
+    assert 0 < sum(right["stable"]) < len(questions)  # else this test is of nothing
+    assert told["kl"]["candidate"] > told["kl"]["stable"]
+    gained = sum(a and not b for a, b in zip(*right.values(), strict=True))
+    lost = sum(b and not a for a, b in zip(*right.values(), strict=True))
+    assert told["discordant"] == {"candidate": gained, "stable": lost}
+    [new] = [found for found in told["classes"] if found["class"] == "new"]
+    assert (new["count"], new["candidate"], new["change"]) == (1, 0.0, 0.0)
+    assert "top5" not in told and told["set"]["count"] == len(questions)
+
+    # By default on those of `evaluate`.
+    printed = project.doit("compare", MODEL)
+    assert f"questions of examples/{MODEL}/questions.jsonl" in printed and "nats" in printed
+    evaluated = project.root / "weights/evaluation" / MODEL
+    report = evaluated / f"{told['candidate']}-{told['stable']}"
+    assert "| Category |" in report.with_suffix(".md").read_text()
+    assert report.with_suffix(".png").stat().st_size > 10_000
+    assert "compared with" in project.doit("history")
+    told = project.doit("compare", MODEL, "--images", "q", status=3)
+    assert "is a language model; --questions, not --images" in told
+    (project.root / "q.jsonl").write_text('{"category": "x"}')
+    assert "q.jsonl:1: not a question" in project.doit(
+        "compare", MODEL, "--questions", "q.jsonl", status=1
+    )
+    assert "q: can't be read" in project.doit("compare", MODEL, "--questions", "q", status=1)
 
 
 def test_a_missing_base_is_one_line(project: LanguageProject):

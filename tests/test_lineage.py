@@ -100,6 +100,7 @@ def test_tools_and_what_a_watch_found_are_told(tmp_path):
     (made,) = Lineage(store).made("5" * 32)
     assert made.key == "ab" * 16
     assert made.tools == {"torch": "2.9.1"}
+    assert made.tool_files == [Material("/usr/bin/c++", "4" * 32)]
     assert made.found == {"source": {"host": "gpu", "cycle": 13}}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy_project import DeployProject, Hammer, free_port
+from examples.digits.train import digits, enlarged
+from tests.deploy_project import DeployProject, Hammer, free_port, train_a_little
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +34,7 @@ class TwoChannels(DeployProject):
         folder = self.host / "comparisons"
         folder.mkdir(exist_ok=True)
         kept = {
+            "format": 1,
             "at": time.time(),
             "candidate": candidate,
             "stable": stable,
@@ -169,3 +171,53 @@ def test_what_models_yaml_may_not_say(two: TwoChannels):
     two.deploys("{local: {stable: 8891}}")
     told = two.doit("promote", "digits", status=3).stderr
     assert "models.digits.deploy: has no channel `candidate`" in told
+
+
+def labelled_digits(folder: Path, count: int) -> None:
+    images, labels = digits()
+    for number, (image, label) in enumerate(zip(images[-count:], labels[-count:], strict=True)):
+        path = folder / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        enlarged(image).save(path)
+
+
+def test_auto_promotes_what_a_comparison_finds_no_worse(two: TwoChannels):
+    labelled_digits(two.root / "labelled", 120)
+    channels = f"{{local: {{candidate: {two.candidate}, stable: {two.port}, promote: auto}}}}"
+    two.deploys(channels, "    compare: {images: labelled, margin: 0.01}\n")
+    train_a_little(two.root / "training/checkpoints_cycle1/best_model.pth", 0)
+    told = two.doit().stdout
+    assert told.count("is live on") == 2
+    first = two.live(two.port)
+    assert first == two.live(two.candidate)
+    assert two.doit().stdout == ""
+
+    # It has learned next to nothing: a candidate it is, and the run is no failure.
+    train_a_little(two.root / "training/checkpoints_cycle2/best_model.pth", 1, steps=1)
+    told = two.doit().stdout
+    worse = two.live(two.candidate)
+    assert worse != first and two.live(two.port) == first
+    assert "the candidate is worse: accuracy" in told and "1.00% is allowed" in told
+    # It was judged; the next run has nothing to do.
+    assert two.doit().stdout == ""
+    told = two.doit("why", "promotion:digits").stdout
+    assert "now: up to date" in told
+    [kept] = (two.host / "comparisons").iterdir()
+    assert kept.name == f"{worse}-{first}.json"
+
+    # One that has learned more goes all the way in the same run.
+    train_a_little(two.root / "training/checkpoints_cycle3/best_model.pth", 2, steps=60)
+    told = two.doit("--cron")
+    best = two.live(two.candidate)
+    assert best not in (first, worse) and two.live(two.port) == best
+    record = two.history()[-1]
+    assert (
+        record["run"]["promoted_from"] == "candidate"
+        and "120 of labelled" in record["run"]["reason"]
+    )
+
+    # What was rolled back stays back, whatever a comparison says.
+    two.doit("rollback", "digits")
+    assert two.live(two.port) == first
+    assert two.doit().stdout == ""
+    assert two.live(two.port) == first

@@ -290,7 +290,8 @@ class Host(Section, frozen=True):
     ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
     `listen` is the address that its servers listen on; `keep` earlier releases of a classifier
     stay on it. `programs`: where the native programs for it
-    are built; `there` needs a compiler on the host.
+    are built; `there` needs a compiler on the host. `signers` is a file here, as ssh-keygen(1) has
+    it under ALLOWED SIGNERS: only releases that are signed by one of them go live on it.
     """
 
     ssh: str | None = None
@@ -298,6 +299,14 @@ class Host(Section, frozen=True):
     listen: str = "127.0.0.1"
     keep: Annotated[int, msgspec.Meta(ge=1)] = 5
     programs: Literal["automatic", "here", "there"] = "automatic"
+    signers: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+
+
+class Sign(Section, frozen=True):
+    """Releases are signed (docs/provenance.md) with `key`: the file of a private SSH key without a
+    passphrase, or of any SSH key that ssh-agent holds."""
+
+    key: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class Store(Section, frozen=True):
@@ -316,6 +325,7 @@ class Configuration(Section, frozen=True):
     hosts: dict[Name, Host] = {}
     ssh_config: str | None = None
     notify: list[str] = []
+    sign: Sign | None = None
     store: Store = Store()
 
     def classifiers(self) -> dict[str, Classifier]:

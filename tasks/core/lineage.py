@@ -45,6 +45,11 @@ class Made:
         return {n: version for n, version in self._named("tool ") if not n.startswith("file ")}
 
     @property
+    def tool_files(self) -> list[Material]:
+        """The programs, libraries and modules that did the work."""
+        return [Material(path, digest) for path, digest in self._named("tool file ")]
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Name → value."""
         return {name: json.loads(value) for name, value in self._named("parameter ")}

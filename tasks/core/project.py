@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Project:
     """Everything under `.quern/` of the directory doit runs in."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.started = root, time.time()
         self.private = root / ".quern"
         self.lock = ProjectLock(self.private / "lock")
         self.announcements: list[Announcement] = []

@@ -31,9 +31,9 @@ from tasks.hosts.releases import Release
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]", "[::]": "[::1]"}
 
-# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "channel",
-# "promoted"}, and "port" for a server, "settings" for a folder. A channel that is `promoted` gets
-# its releases from the candidate's.
+# Where a release goes: {"host", "ssh", "ssh_config", "root", "listen", "keep", "signers",
+# "channel", "promoted"}, and "port" for a server, "settings" for a folder. A channel that is
+# `promoted` gets its releases from the candidate's.
 Channel = dict[str, Any]
 
 
@@ -42,7 +42,8 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
     promotion = promotion_of(model)
     channels: list[Channel] = []
     for host, wanted in model.deploy.items():
-        of_host = host_settings(host, configuration)
+        known = configuration.hosts.get(host, HostSection())
+        of_host = {**host_settings(host, configuration), "signers": known.signers}
         if isinstance(wanted, ModelDeploy):
             of_host["keep"] = wanted.keep
         channels += [
@@ -127,9 +128,17 @@ def deployment_of(
     journal = journal or Journal()
     if "port" in channel:
         return Deployment(
-            host, release, channel["channel"], listens_at(channel), asked_at(channel), journal
+            host,
+            release,
+            channel["channel"],
+            listens_at(channel),
+            asked_at(channel),
+            journal,
+            channel["signers"],
         )
-    return FolderDeployment(host, release, channel["channel"], channel["settings"], journal)
+    return FolderDeployment(
+        host, release, channel["channel"], channel["settings"], journal, channel["signers"]
+    )
 
 
 def live_release(host: Host, model: str, channel: Channel) -> Release | None:

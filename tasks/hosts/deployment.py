@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
 from tasks.hosts import llm_probe, probe
@@ -16,6 +16,9 @@ from tasks.hosts.marks import FAILED, Marks
 from tasks.hosts.probe import ProbeFailed
 from tasks.hosts.releases import Release, install, nothing
 from tasks.hosts.unix_http import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from tasks.hosts.attestor import Attestor
 
 CONFIRM_SECONDS = 10.0
 
@@ -60,6 +63,7 @@ class Deployment:
         listens_at: str,
         asked_at: str = "",
         journal: Journal | None = None,
+        signers: str | None = None,
     ) -> None:
         self.journal = journal or Journal()
         self.host, self.release, self.channel = host, release, channel
@@ -73,16 +77,24 @@ class Deployment:
         self.proof: Any = None
         self.told = ""
         self.progress = nothing
+        self.signers = signers
+        self.attestor: Attestor | None = None
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install, start beside the old, probe, switch, confirm; or leave the old as it was."""
+        from tasks.hosts.admission import Admission  # `doit list` need not pay for it
+
+        attestor = self.attestor if files else None  # what is there only was made elsewhere
+        self.admission = Admission(self.host, self.release, self.signers, attestor)
         previous = self.host.link_target(self.current)
         self.marks.check(self.release.id, retry)
         try:
             self._refuse_other_platform()
+            attestation = self._timed("attest", self.admission.attestation)
             installed = self._timed(
-                "install", install, self.host, self.release, files, self.progress
+                "install", install, self.host, self.release, files, self.progress, attestation
             )
+            self._timed("verify", self.admission.confirm)
             self.host.ask_through(installed / self.release.file("holder"))
             self._timed("holder", self.holder.ensure, installed, self.release, self.listens_at)
             candidate = self._timed("load", self._load_beside, installed)
@@ -98,6 +110,8 @@ class Deployment:
             self._failed(error, previous)
             raise
         self._record("live", previous)
+        if retry:
+            self.marks.lift(self.release.id)
         elsewhere = "" if self.host.name == "local" else f" of {self.host.name}"
         self.told = (
             f"{self.release.name} is live on http://{self.address}{elsewhere} "
@@ -189,6 +203,7 @@ class Deployment:
             address=self.address,
             error=error,
             probe=self.proof.as_data() if self.proof else None,
+            **self.admission.told(),
         )
 
     def _timed(self, step: str, function: Any, *arguments: Any) -> Any:
@@ -201,6 +216,8 @@ class Deployment:
     def drift(self) -> str:
         """Why what serves is not this release, "" if it is: the server itself is asked, and the
         link that a restarted one would go by."""
+        if self.release.changed:
+            return f"{self.channel} has a release whose manifest was changed"
         try:
             health = self.host.ask_port(self.address, "/health")
         except (Unreachable, Refused) as error:

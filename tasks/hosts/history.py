@@ -17,6 +17,7 @@ from tasks.hosts.releases import Release
 
 Record = dict[str, Any]
 LIVE, FAILED = "live", "failed"
+COMPARED = "compared"  # with another release, `against`; nothing went live by that
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.hosts.kept_alive import KeptAlive
+
 # What a manifest says of one role's file: {"file", "size", "xxh3_128", "sha256"}.
 Entry = Mapping[str, Any]
 
@@ -82,6 +84,9 @@ class Host(Protocol):
     def holds(self, path: Path, entry: Entry) -> bool:
         """Whether `path` is a file with the entry's bytes; they are read."""
 
+    def sha256(self, paths: list[Path]) -> dict[Path, str]:
+        """SHA-256 in hex of each of the files that is there; they are read."""
+
     def signature(self, path: Path) -> str | None:
         """The file's identity, size and times in one string that changes when it is written to;
         None if there is none."""
@@ -120,6 +125,10 @@ class Host(Protocol):
     def remove_stale_partials(self, folder: Path) -> None:
         """Remove files below `folder` that came in part, and that nobody went on with for two
         weeks."""
+
+    def files_below(self, folder: Path) -> dict[str, int]:
+        """Relative path → bytes of every file below `folder`, none if it isn't there; files that
+        came in part are left out."""
 
     # -- directories and links -------------------------------------------------------------------
 
@@ -165,6 +174,9 @@ class Host(Protocol):
         self, address: str, target: str, timeout: float = 5.0, method: str = "GET", body: Any = None
     ) -> dict[str, Any]:
         """One HTTP request, asked on the host itself, to "address:port"."""
+
+    def kept_alive(self, address: str, timeout: float) -> KeptAlive:
+        """A connection from the host itself to "address:port", for many requests."""
 
     # -- the machine -----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from tasks.core.errors import QuernError
 from tasks.core.memory import available_memory
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
+from tasks.hosts.kept_alive import KeptAlive
 from tasks.hosts.unix_http import ask_port, ask_socket
 
 PARTIALS_SECONDS = 14 * 86400
@@ -57,6 +58,10 @@ class LocalHost:
             return bool(self._digest(str(path)) == entry["xxh3_128"])
         except FileNotFoundError:
             return False
+
+    def sha256(self, paths: list[Path]) -> dict[Path, str]:
+        """SHA-256 in hex of each of the files that is there, read anew."""
+        return {path: read_digests(path, sha256=True)[2] or "" for path in paths if path.is_file()}
 
     def signature(self, path: Path) -> str | None:
         """Device, inode, size and times of a file, None if there is none."""
@@ -195,6 +200,14 @@ class LocalHost:
                 if partial.lstat().st_mtime < time.time() - PARTIALS_SECONDS:
                     partial.unlink()
 
+    def files_below(self, folder: Path) -> dict[str, int]:
+        """Relative path → bytes of every file below `folder`."""
+        return {
+            str(path.relative_to(folder)): path.lstat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.endswith(".partial")
+        }
+
     def make_directory(self, path: Path) -> None:
         """Make a directory and its parents."""
         path.mkdir(parents=True, exist_ok=True)
@@ -271,6 +284,10 @@ class LocalHost:
     ) -> dict[str, Any]:
         """One request to "address:port". Raises Unreachable, Refused."""
         return ask_port(address, target, timeout, method, body)
+
+    def kept_alive(self, address: str, timeout: float) -> KeptAlive:
+        """A connection to "address:port" for many requests."""
+        return KeptAlive(address, timeout, os.environ.get("QUERN_READ_KEY"))
 
     def free_disk(self) -> int | None:
         """Bytes free below `root`."""

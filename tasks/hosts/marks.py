@@ -47,11 +47,13 @@ class Marks:
         return mark is not None and mark["mark"] == WITHDRAWN
 
     def check(self, release_id: str, retry: bool) -> None:
-        """Raises QuernError for a release that failed before; `retry` lifts its mark instead."""
-        if retry:
-            self.lift(release_id)
+        """Raises QuernError for a release that failed before; `retry` lifts that mark instead. A
+        withdrawn one keeps its mark until it is live."""
         mark = self.read(release_id)
         if mark is not None and mark["mark"] == FAILED:
+            if retry:
+                self.lift(release_id)
+                return
             raise QuernError(
                 f"release {release_id} failed before ({mark['why']}); what served still serves; "
                 f"change it, or try it again: doit deploy:{self.model} --retry"

@@ -7,13 +7,16 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
 from tasks.hosts.history import Journal
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
 from tasks.hosts.releases import Progress, Release, install, nothing
+
+if TYPE_CHECKING:
+    from tasks.hosts.attestor import Attestor
 
 CREATE_SECONDS = 3600
 
@@ -27,19 +30,28 @@ class FolderDeployment:
     channel: str
     settings: dict[str, Any]
     journal: Journal
+    signers: str | None = None
+    attestor: "Attestor | None" = None
     told: str = ""
     progress: Progress = nothing
 
     def make_live(self, files: dict[str, str], retry: bool) -> None:
         """Install the release, put its file where the program looks, and note which it is."""
-        Marks(self.host, self.release.model).check(self.release.id, retry)
+        from tasks.hosts.admission import Admission  # `doit list` need not pay for it
+
+        attestor = self.attestor if files else None
+        self.admission = Admission(self.host, self.release, self.signers, attestor)
+        marks = Marks(self.host, self.release.model)
+        marks.check(self.release.id, retry)
         directory = self.host.root / self.release.model / self.channel
         current = directory / "current"
         previous = self.host.link_target(current)
         start = time.monotonic()
         self.host.make_directory(directory)
         try:
-            installed = install(self.host, self.release, files, self.progress)
+            attestation = self.admission.attestation()
+            installed = install(self.host, self.release, files, self.progress, attestation)
+            self.admission.confirm()
             place = self._to_lmstudio if self.channel == "lmstudio" else self._to_ollama
             place(installed, directory / "placed.json")
             self.host.point(current, installed)
@@ -48,9 +60,13 @@ class FolderDeployment:
             self._record("failed", previous, seconds, error=str(error))
             raise
         self._record("live", previous, {"place": time.monotonic() - start})
+        if retry:
+            marks.lift(self.release.id)
 
     def drift(self) -> str:
         """Why what is there is not this release, "" if it is."""
+        if self.release.changed:
+            return f"{self.channel} has a release whose manifest was changed"
         directory = self.host.root / self.release.model / self.channel
         current = self.host.link_target(directory / "current")
         if current is None or current.name != self.release.id:
@@ -72,7 +88,14 @@ class FolderDeployment:
         self, outcome: str, previous: Path | None, seconds: dict[str, float], **more: Any
     ) -> None:
         self.journal.record(
-            self.host, self.release, self.channel, outcome, previous, seconds, **more
+            self.host,
+            self.release,
+            self.channel,
+            outcome,
+            previous,
+            seconds,
+            **more,
+            **self.admission.told(),
         )
 
     def _to_lmstudio(self, installed: Path, placed: Path) -> None:

@@ -5,7 +5,7 @@ there; nothing is built for it, and nothing is sent to a host that has it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
 from tasks.hosts.channels import Channel, deployment_of, in_words, live_release
@@ -13,6 +13,9 @@ from tasks.hosts.history import Journal, live_since
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
 from tasks.hosts.releases import Release
+
+if TYPE_CHECKING:
+    from tasks.hosts.attestor import Attestor
 
 # What makes two releases the same model, whatever machine their programs are for.
 THE_MODEL = ("weights", "classes", "golden")
@@ -94,10 +97,17 @@ class Promotion:
                 f"doit promote {self.model} --force --reason TEXT"
             )
 
-    def make_live(self, release: Release, files: dict[str, str], journal: Journal) -> str:
+    def make_live(
+        self,
+        release: Release,
+        files: dict[str, str],
+        journal: Journal,
+        attestor: "Attestor | None" = None,
+    ) -> str:
         """Put `release` there, proved as in a deploy; `files` (role → path here) are sent if the
         host lacks them. Returns what was done. Raises QuernError; nothing has changed then."""
         deployment = deployment_of(self.stable.host, self.stable.channel, release, journal)
+        deployment.attestor = attestor
         deployment.make_live(files, retry=True)
         return deployment.told
 

@@ -1,20 +1,21 @@
 """Release directories on a host: immutable, complete, named by the digest of their manifest.
 
 <root>/store/ab/cdef…                  every file once, by digest, read-only
-<root>/<model>/releases/<id>/          a manifest and the files it names
+<root>/<model>/releases/<id>/          a manifest, the files it names, and its provenance
 <root>/<model>/<channel>/current       → the release that is live
 <root>/<model>/history.jsonl           append-only
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasks.core.digest import digest_of_bytes
 from tasks.core.errors import QuernError
+from tasks.hosts.attestation import Attestation
 from tasks.hosts.host import Host
 
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
@@ -29,11 +30,13 @@ def nothing(file: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Release:
-    """A manifest and its id; `roles` maps role → {file, size, xxh3_128, sha256}."""
+    """A manifest and its id; `roles` maps role → {file, size, xxh3_128, sha256}. `changed`: the
+    manifest isn't the one that its directory is named by."""
 
     data: bytes
     id: str
     manifest: dict[str, Any]
+    changed: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "Release":
@@ -46,7 +49,8 @@ class Release:
         data = host.read(directory / "manifest.json")
         if data is None:
             raise FileNotFoundError(str(directory / "manifest.json"))
-        return cls.of(data, f"{host.name}: {directory / 'manifest.json'}")
+        found = cls.of(data, f"{host.name}: {directory / 'manifest.json'}")
+        return replace(found, id=directory.name, changed=directory.name != found.id)
 
     @classmethod
     def of(cls, data: bytes, where: str) -> "Release":
@@ -88,16 +92,23 @@ class Release:
 
 
 def install(
-    host: Host, release: Release, files: dict[str, str], progress: Progress = nothing
+    host: Host,
+    release: Release,
+    files: dict[str, str],
+    progress: Progress = nothing,
+    attestation: Attestation | None = None,
 ) -> Path:
     """Send what the host's store lacks and make the release's directory; returns the directory.
 
     `files` maps role → path here, {} if the release is there only. A directory that is there
-    already is checked by digest, and made anew if a byte differs. Raises QuernError, OSError.
+    already is checked by digest, and made anew if a byte differs; `attestation` is put beside its
+    manifest. Raises QuernError, OSError.
     """
     directory = host.root / release.model / "releases" / release.id
     installed = host.read(directory / "manifest.json")
     if installed == release.data and _is_whole(host, directory, release):
+        if attestation and attestation != Attestation.on(host, directory):
+            attestation.write(host, directory)
         return directory
     if not files:
         raise QuernError(
@@ -117,8 +128,17 @@ def install(
             )
         host.link_file(stored, building / entry["file"])
     host.write(building / "manifest.json", release.data)
+    if attestation:
+        attestation.write(host, building)
     host.rename_directory(building, directory)
     return directory
+
+
+def live_releases(host: Host, model: str) -> set[str]:
+    """Ids of the releases that the model's channels have."""
+    folder = host.root / model
+    links = [host.link_target(folder / name / "current") for name in host.directories(folder)]
+    return {link.name for link in links if link}
 
 
 def _is_whole(host: Host, directory: Path, release: Release) -> bool:

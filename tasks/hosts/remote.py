@@ -18,7 +18,8 @@ import paramiko
 from tasks.core.errors import QuernError
 from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
-from tasks.hosts.remote_digest import remote_sha256
+from tasks.hosts.kept_alive import KeptAlive
+from tasks.hosts.remote_digest import remote_digests, remote_sha256
 from tasks.hosts.ssh import NO_STATUS, Connection, OutOfReach, RemoteFailed, connections
 from tasks.hosts.transfer import upload
 from tasks.hosts.unix_http import Unreachable, ask_connected
@@ -80,7 +81,8 @@ echo "
 $?"
 """
 # An flock that lives as long as this script: until its input ends with the connection, or nothing
-# has come for two minutes because the line is cut.
+# has come for two minutes because the line is cut. The last watcher is waited for: one that is
+# killed as it starts may not have closed its own copy of the lock.
 LOCK = """
 mkdir -p -- "$(dirname -- "$1")" || exit
 exec 9>>"$1" || exit
@@ -96,6 +98,7 @@ watch() { (sleep 120; kill $$) >/dev/null 2>&1 9>&- & watcher=$!; }
 watch
 while read -r beat; do kill $watcher; watch; done
 kill $watcher
+wait $watcher
 """
 
 
@@ -164,6 +167,11 @@ class RemoteHost:
             except FileNotFoundError:
                 return False
         return bool(remote_sha256(self.connection, str(path)) == entry["sha256"])
+
+    def sha256(self, paths: list[Path]) -> dict[Path, str]:
+        """SHA-256 in hex of each of the files that is there, read there in one go."""
+        found = remote_digests(self.connection, [str(path) for path in paths])
+        return {Path(path): digest for path, digest in found.items()}
 
     def signature(self, path: Path) -> str | None:
         """Device, inode, size and times of a file, None if there is none."""
@@ -242,6 +250,16 @@ class RemoteHost:
         """Remove what was left by uploads that nobody went on with for two weeks."""
         script = "find \"$1\" -name '*.partial' -type f -mtime +14 -exec rm -f -- {} +"
         self.run_script(script, str(folder))
+
+    def files_below(self, folder: Path) -> dict[str, int]:
+        """Relative path → bytes of every file below `folder`."""
+        script = """
+        cd -- "$1" 2>/dev/null || exit 0
+        find . -type f ! -name '*.partial' -exec sh -c '
+            for file; do wc -c <"$file" && echo "$file"; done' sh {} +
+        """
+        lines = iter(self.run_script(script, str(folder)).decode(errors="replace").splitlines())
+        return {path.removeprefix("./"): int(size) for size, path in zip(lines, lines, strict=True)}
 
     def size(self, path: Path) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
@@ -346,18 +364,25 @@ class RemoteHost:
             where = f"{self.name} {address}"
             return ask_connected(_Joined(channel), where, timeout, method, target, body, key)
         except Unreachable as silence:
-            # The server's silence, or the connection's?
-            ended = channel.status_event.wait(ENDING_SECONDS)
-            if ended and channel.exit_status == NO_STATUS:
-                raise OutOfReach(f"{self.name}: the connection was cut") from None
-            if ended and channel.exit_status in NOT_THERE:
-                raise Unreachable(f"{self.name}: nothing was deployed there yet") from None
-            if ended and channel.exit_status:
-                said = channel.recv_stderr(1 << 12).decode(errors="replace").strip()
-                raise Unreachable(f"{self.name}: {said.rpartition(']: ')[2]}") from None
-            raise silence
+            raise self._lost(channel, silence) from None
         finally:
             channel.close()
+
+    def _lost(self, channel: paramiko.Channel, silence: Unreachable) -> QuernError:
+        """What is to be said of `silence` on a channel to quern-holder: was it the server's, or
+        the connection's?"""
+        if not channel.status_event.wait(ENDING_SECONDS) or not channel.exit_status:
+            return silence
+        if channel.exit_status == NO_STATUS:
+            return OutOfReach(f"{self.name}: the connection was cut")
+        if channel.exit_status in NOT_THERE:
+            return Unreachable(f"{self.name}: nothing was deployed there yet")
+        said = channel.recv_stderr(1 << 12).decode(errors="replace").strip()
+        return Unreachable(f"{self.name}: {said.rpartition(']: ')[2]}")
+
+    def kept_alive(self, address: str, timeout: float) -> "KeptAliveThere":
+        """A connection to "address:port", from there, for many requests."""
+        return KeptAliveThere(self, address, timeout, os.environ.get("QUERN_READ_KEY"))
 
     # -- the machine -----------------------------------------------------------------------------
 
@@ -409,6 +434,21 @@ class _Joined:
 
     def close(self) -> None:
         """Not yet."""
+
+
+class KeptAliveThere(KeptAlive):
+    """A connection that quern-holder makes on its host, asked through one SSH channel."""
+
+    def __init__(self, host: RemoteHost, address: str, timeout: float, key: str | None) -> None:
+        super().__init__(address, timeout, key)
+        self.where, self._host = f"{host.name} {address}", host
+
+    def _connect(self) -> paramiko.Channel:
+        command = [str(self._host._relay), "--connect", self._address]
+        return self._host.connection.start(command, self._timeout)
+
+    def _lost(self, silence: Unreachable) -> Exception:
+        return self._host._lost(self._joined, silence)
 
 
 class RemoteProgram:

@@ -35,7 +35,7 @@ def ask_socket(
     try:
         connected = _connect(path, timeout)
     except OSError as error:
-        raise Unreachable(f"{path}: no answer to {method} {target}: {_words(error)}") from None
+        raise Unreachable(f"{path}: no answer to {method} {target}: {in_words(error)}") from None
     return ask_connected(connected, f"{path}", timeout, method, target, body)
 
 
@@ -105,19 +105,25 @@ def _ask(
         response = connection.getresponse()
         data = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"{where}: no answer to {method} {target}: {_words(error)}") from None
+        raise Unreachable(f"{where}: no answer to {method} {target}: {in_words(error)}") from None
     finally:
         connection.close()
+    return understood(response.status, data)
+
+
+def understood(status: int, data: bytes) -> dict[str, Any]:
+    """An answer's JSON object. Raises Refused."""
     try:
         answer = json.loads(data)
     except ValueError:
         answer = {"error": data[:200].decode(errors="replace")}
-    if response.status != 200:
-        raise Refused(response.status, str(answer.get("error", f"status {response.status}")))
     if not isinstance(answer, dict):
-        raise Refused(response.status, f"answered {data[:80]!r}, not a JSON object")
+        raise Refused(status, f"answered {data[:80]!r}, not a JSON object")
+    if status != 200:
+        raise Refused(status, str(answer.get("error", f"status {status}")))
     return answer
 
 
-def _words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """Why there was no answer."""
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or "it hung up"

@@ -15,9 +15,15 @@ def read_classes(path: Path) -> list[str]:
     Raises QuernError where the file is missing, not JSON, or in none of the accepted forms.
     """
     try:
-        found = json.loads(path.read_bytes().decode("utf-8"))
+        return classes_of(path.read_bytes(), path)
     except FileNotFoundError:
         raise QuernError(f"{path}: no such file; classes must name a JSON file") from None
+
+
+def classes_of(data: bytes, path: Path) -> list[str]:
+    """The same of a classes.json's bytes, which were found at `path`. Raises QuernError."""
+    try:
+        found = json.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise QuernError(f"{path}: not JSON: {error}") from None
     if isinstance(found, dict):

@@ -54,7 +54,7 @@ def answer_questions(model: Model, path: str, system: str | None, size: int) -> 
     with model.context(size) as context:
         for index, question in enumerate(questions):
             output = answer(context, question["prompt"], system)
-            right = question["answer"].casefold() in output.casefold()
+            right = is_right(output, question)
             tallies.setdefault(question["category"], []).append(right)
             progress("asking", index + 1, len(questions), "questions")
     every = [right for rights in tallies.values() for right in rights]
@@ -62,6 +62,11 @@ def answer_questions(model: Model, path: str, system: str | None, size: int) -> 
         **_tally(every),
         "categories": {category: _tally(rights) for category, rights in sorted(tallies.items())},
     }
+
+
+def is_right(output: str, question: dict[str, str]) -> bool:
+    """Whether the expected answer occurs in what a model said, whatever the case."""
+    return question["answer"].casefold() in output.casefold()
 
 
 def answer(context: Context, prompt: str, system: str | None) -> str:

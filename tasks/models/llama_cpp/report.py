@@ -8,6 +8,7 @@ from tasks.core.atomic import write_atomically
 from tasks.core.errors import QuernError
 from tasks.models.llama_cpp.divergence import gate
 from tasks.models.llama_cpp.measure import as_json
+from tasks.models.plotting import COLOURS, INK, MUTED, new_figure, plain, save
 
 COLUMNS = (
     "Format",
@@ -23,8 +24,6 @@ COLUMNS = (
     "Questions",
     "Within limits",
 )
-INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
-COLOURS = ("#2f6fb3", "#d9742b", "#3a8f5c", "#8e5bb5", "#b8423f", "#7a6a4f")
 
 
 def report(
@@ -145,11 +144,6 @@ def _plot(
     models: dict[str, list[dict[str, Any]]], limits: dict[str, dict[str, float]], path: str
 ) -> None:
     """Two pictures over one axis of size: divergence (the less the better), speed of writing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     measured = {
         name: [told for told in formats if told["kl"] and told["kl"]["mean"]]
         for name, formats in models.items()
@@ -158,7 +152,7 @@ def _plot(
     unit, scale = next(
         (u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1)) if largest >= s
     )
-    figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
+    figure = new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, sharex=True)
     for (name, formats), colour in zip(
         measured.items(), COLOURS * (1 + len(models) // len(COLOURS)), strict=False
@@ -200,15 +194,9 @@ def _plot(
     for axes in (left, right):
         axes.set_xlabel(f"size, {unit}", color=MUTED)
         axes.margins(y=0.12)
-        axes.grid(True, which="major", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=MUTED, which="both", length=0)
-        for side in ("top", "right", "left", "bottom"):
-            axes.spines[side].set_visible(side == "bottom")
-            axes.spines[side].set_color(GRID)
+        plain(axes)
     left.set_xlim(0, 1.2 * largest / scale)  # with room for the last name
     right.set_ylim(bottom=0)
     if len(models) > 1:
         right.legend(frameon=False, loc="best", labelcolor=INK)
-    # No version and no time in the file: the same figures give the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    save(figure, path)

@@ -1,0 +1,1 @@
+"""What knows models and hosts: two live releases held against each other."""
