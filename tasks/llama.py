@@ -19,7 +19,7 @@ from tasks.core.configuration import load_configuration
 from tasks.core.digest import read_digests
 from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.recipe import Recipe
-from tasks.core.tools import compiler, package_version
+from tasks.core.tools import compiler, compiler_platform, package_version
 from tasks.models.layout import CONVERTER, LLAMA_FOLDER
 from tasks.models.llama_cpp.files import PROGRAMS, built_files, dispatches
 
@@ -78,7 +78,7 @@ def server_recipe() -> Recipe:
         inputs={"source": SOURCE},
         outputs={name: f"{LLAMA_FOLDER}/{name}" for name in built_files()},
         parameters={"options": [*OPTIONS, *dispatch_options()]},
-        tools={"cmake": package_version("cmake")},
+        tools={"cmake": package_version("cmake"), **compiler_platform()},
         tool_files=(program,) if program else (),
     )
 

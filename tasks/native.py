@@ -17,7 +17,7 @@ from tasks.core.configuration import Configuration, load_configuration
 from tasks.core.digest import canonical_json, files_below
 from tasks.core.errors import QuernError
 from tasks.core.recipe import Paths, Recipe
-from tasks.core.tools import compiler, package_version, static_library
+from tasks.core.tools import compiler, compiler_platform, package_version, static_library
 from tasks.hosts.channels import host_of, host_settings, platform_known
 from tasks.hosts.host import Platform, glibc_needed
 from tasks.models.layout import HOLDER, PLATFORM, SERVER, built_for
@@ -71,6 +71,7 @@ def native_recipe(outputs: dict[str, str], folders: tuple[str, ...], options: li
             "cmake": package_version("cmake"),
             "pybind11": package_version("pybind11"),
             "python": sys.version.split()[0],
+            **compiler_platform(),
         },
         tool_files=(*([program] if program else []), *libraries),
     )

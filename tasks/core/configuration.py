@@ -309,6 +309,14 @@ class Sign(Section, frozen=True):
     key: Annotated[str, msgspec.Meta(min_length=1)]
 
 
+class Store(Section, frozen=True):
+    """What recipes made (docs/store.md): `remote` is a store that machines share, by a URL of
+    fsspec's (s3://, sftp://, file://); `limit_gb` bounds the one here, in 10^9 bytes."""
+
+    remote: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://.")] | None = None
+    limit_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
 class Configuration(Section, frozen=True):
     """The whole of models.yaml; `ssh_config` is a file to use in place of ~/.ssh/config, `notify`
     are apprise's addresses (docs/unattended.md)."""
@@ -318,6 +326,7 @@ class Configuration(Section, frozen=True):
     ssh_config: str | None = None
     notify: list[str] = []
     sign: Sign | None = None
+    store: Store = Store()
 
     def classifiers(self) -> dict[str, Classifier]:
         """The models of kind classifier, by name."""

@@ -1,6 +1,7 @@
 """One project directory: its state, digest index, store, logs and work directories."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from tasks.core.intermediates import Intermediates
 from tasks.core.lock import ProjectLock
 from tasks.core.logs import rotated
 from tasks.core.report import Announcement
+from tasks.core.shared_store import SharedStore
 from tasks.core.state import State
 from tasks.core.store import Store
 
@@ -23,13 +25,14 @@ class Project:
         self.private = root / ".quern"
         self.lock = ProjectLock(self.private / "lock")
         self.announcements: list[Announcement] = []
-        self.event: Callable[[str, dict[str, Any]], None] = lambda task, event: None
+        self.event: Callable[[str, dict[str, Any]], None] = _unattended
 
     def open(self) -> None:
         """Open the database, and the digest index and the store on it. Raises QuernError."""
         self.state = State(self.private / "state.db")
         self.index = DigestIndex(self.state)
         self.store = Store(self.private / "store", self.index)
+        self.shared_store = SharedStore(self.store, self.state, self.warn)
         self.intermediates = Intermediates(self)
 
     def remove_leftovers(self) -> None:
@@ -55,6 +58,10 @@ class Project:
         """Have one line told to those whom models.yaml's `notify` names, when the run is over."""
         self.hear(task, {"announce": {"kind": kind, "text": text}})
 
+    def warn(self, text: str) -> None:
+        """Have one line said on stderr that no task is to blame for, from any thread."""
+        self.event("", {"warning": text})
+
     def hear(self, task: str, event: dict[str, Any]) -> None:
         """Something a task's process says, from any thread."""
         if "announce" in event:
@@ -67,6 +74,12 @@ class Project:
             self.index.save()
         finally:
             self.state.close()
+
+
+def _unattended(task: str, event: dict[str, Any]) -> None:
+    """What is told where no reporter of ours listens (`doit -r console`)."""
+    if "warning" in event:
+        sys.stderr.write(f"{event['warning']}\n")
 
 
 def file_name(task: str) -> str:

@@ -144,7 +144,8 @@ def each_path(inputs: Mapping[str, Paths]) -> list[str]:
 
 
 class RecipeAction(BaseAction):  # type: ignore[misc]
-    """doit's handle on a recipe. `outcome` is "ran" or "restored" after execute()."""
+    """doit's handle on a recipe. `outcome` is "ran" or "restored" after execute(), `origin` what
+    the outputs were restored from."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -152,7 +153,7 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         self.project: Project | None = None
         self.out = self.err = self.result = None
         self.values: dict[str, Any] = {}
-        self.outcome = ""
+        self.outcome = self.origin = ""
         self.always = False  # --always-execute: run even if the store has the result
         self.inputs: Mapping[str, Paths] = {}
         self.found = Found({})
@@ -180,12 +181,10 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
         return recipe_key(self.recipe.name, self.components)
 
     def execute(self, out: object = None, err: object = None) -> BaseFail | None:
-        """Bring the outputs: from the store, or by running the function."""
+        """Bring the outputs: from the store, from the shared one, or by running the function."""
         assert self.project is not None
         try:
-            outputs = None if self.always else self.project.store.result(self.key)
-            if outputs is not None and not self.recipe.outputs.keys() <= outputs.keys():
-                outputs = None  # it is to make more than it did then
+            outputs = None if self.always else self._restored()
             self.outcome = "restored" if outputs is not None else "ran"
             if outputs is None:
                 outputs = self._run()
@@ -195,9 +194,29 @@ class RecipeAction(BaseAction):  # type: ignore[misc]
                     self.names_changed |= names != names_in(target)
                 self.project.store.place(outputs[role], Path(target), self.recipe.large)
                 self.targets[target] = outputs[role].digest
+            if self.outcome == "ran":
+                self.project.shared_store.push(self.key, self._progress)
         except (QuernError, OSError) as error:
             return failed(error)
         return None
+
+    def _restored(self) -> dict[str, Artifact] | None:
+        assert self.project is not None
+        project, roles = self.project, self.recipe.outputs.keys()
+        outputs = project.store.result(self.key)
+        if outputs is not None and roles <= outputs.keys():  # else it is to make more than then
+            self.origin = "the store"
+            return outputs
+        outputs = project.shared_store.pull(
+            self.key, roles, lambda: project.work_directory(self.task.name), self._progress
+        )
+        self.origin = "the shared store" if outputs is not None else ""
+        return outputs
+
+    def _progress(self, label: str, done: int, total: int) -> None:
+        assert self.project is not None
+        progress = {"label": label, "done": done, "total": total, "unit": "B"}
+        self.project.hear(self.task.name, {"progress": progress})
 
     def _run(self) -> dict[str, Artifact]:
         assert self.project is not None

@@ -55,7 +55,7 @@ class QuernReporter:
         if not _is_shown(task):
             return
         action = recipe_action(task)
-        verb = "restored from the store" if action and action.outcome == "restored" else "done"
+        verb = f"restored from {action.origin}" if action and action.origin else "done"
         seconds = time.monotonic() - self.started.get(task.name, time.monotonic())
         because = _because(task, self.records.judgement(task).reasons)
         self.line(f"{task.name}: {verb} in {seconds:.1f} s" + (f" ({because})" if because else ""))
@@ -112,8 +112,10 @@ class QuernReporter:
     # -- what running tasks tell ---------------------------------------------------------------
 
     def event(self, task: str, event: dict[str, Any]) -> None:
-        """Progress and notes, from any thread."""
-        if "note" in event:
+        """Progress, notes and warnings, from any thread."""
+        if "warning" in event:
+            self.error(event["warning"])
+        elif "note" in event:
             with self.lock:
                 self.notes.setdefault(task, []).append(event["note"])
         elif "progress" in event and self.outstream.isatty():

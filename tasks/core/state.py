@@ -38,6 +38,7 @@ create table if not exists look (name text primary key, at real not null, told t
 create table if not exists remote_file (
   machine text, path text, signature text not null, sha256 text not null, fault text not null,
   primary key (machine, path)) without rowid;
+create table if not exists shared (remote text, key text, primary key (remote, key)) without rowid;
 """
 
 

@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Store:
         self.root = root
         self._index = index
         self._recording = threading.Lock()  # two tasks side by side may come to the same result
+        self.used = False  # whether this process has kept a result, or looked one up and found it
 
     def object_path(self, digest: str) -> Path:
         """Where the bytes of `digest` lie, or would."""
@@ -63,18 +65,29 @@ class Store:
             _clone(path, alone)
             os.replace(alone, path)
         _, digest, _ = read_digests(path, progress=self._index.progress)
+        self._keep(path, digest)
+        return Artifact(digest, bool(status.st_mode & stat.S_IXUSR))
+
+    def receive(self, path: Path, digest: str) -> bool:
+        """Move a file that came from elsewhere into the store, if its bytes have this digest;
+        returns whether they have."""
+        if read_digests(path, progress=self._index.progress)[1] != digest:
+            return False
+        self._keep(path, digest)
+        return True
+
+    def _keep(self, path: Path, digest: str) -> None:
         destination = self.object_path(digest)
         if self._is_whole(destination, digest):
             path.unlink()
-        else:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "rb") as file:
-                os.fchmod(file.fileno(), 0o444)
-                os.fsync(file.fileno())
-            os.replace(path, destination)
-            sync_directory(destination.parent)
-            self._index.remember(str(destination), digest)
-        return Artifact(digest, bool(status.st_mode & stat.S_IXUSR))
+            return
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "rb") as file:
+            os.fchmod(file.fileno(), 0o444)
+            os.fsync(file.fileno())
+        os.replace(path, destination)
+        sync_directory(destination.parent)
+        self._index.remember(str(destination), digest)
 
     def _take_directory(self, path: Path) -> Artifact:
         listing = listing_of(
@@ -91,6 +104,14 @@ class Store:
         """Relative name → digest, for the files of a directory in the store."""
         text = self.object_path(digest).read_bytes().decode()
         return dict(re.findall(r"(.+?)\0([0-9a-f]{32})\n", text))
+
+    def digests_of(self, artifact: Artifact) -> list[str]:
+        """The artifact's objects: of a directory its listing and, if that is here, its files."""
+        files: Iterable[str] = ()
+        if artifact.directory:
+            with contextlib.suppress(FileNotFoundError):
+                files = self.listing(artifact.digest).values()
+        return [artifact.digest, *files]
 
     def place(self, artifact: Artifact, target: Path, large: bool = False) -> None:
         """Put a copy of the artifact at `target` by rename; nothing to do if it is there already.
@@ -160,20 +181,37 @@ class Store:
     def result(self, key: str) -> dict[str, Artifact] | None:
         """The outputs recorded under a recipe key, if all their bytes are still whole here."""
         try:
-            recorded = json.loads(self._result_path(key).read_bytes())
-            outputs = {
-                name: Artifact(
-                    output["digest"], output["executable"], output.get("directory", False)
-                )
-                for name, output in recorded["outputs"].items()
-            }
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            outputs = outputs_in(self.result_path(key).read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
-        return outputs if all(self._is_there(a) for a in outputs.values()) else None
+        if not all(self.holds(artifact) for artifact in outputs.values()):
+            return None
+        self.used = True
+        os.utime(self.result_path(key))  # of those that nothing needs, the oldest goes first
+        return outputs
+
+    def results(self) -> Iterator[tuple[Path, dict[str, Artifact] | None]]:
+        """Every recorded result: its file and outputs; None for one that can't be read."""
+        for path in (self.root / "results").glob("??/[!.]*.json"):
+            try:
+                yield path, outputs_in(path.read_bytes())
+            except ValueError:
+                yield path, None
+
+    def objects(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Every object: its digest and stat."""
+        for path in (self.root / "objects").glob("??/[!.]*"):
+            yield path.parent.name + path.name, path.stat()
 
     def has_result(self, key: str) -> bool:
-        """Whether a recipe key has a recorded result (its bytes not yet checked)."""
-        return self._result_path(key).exists()
+        """Whether a recipe key has a recorded result that is still here (not yet read)."""
+        try:
+            outputs = outputs_in(self.result_path(key).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(
+            self.object_path(d).exists() for a in outputs.values() for d in self.digests_of(a)
+        )
 
     def record_result(
         self, key: str, outputs: dict[str, Artifact], provenance: dict[str, Any]
@@ -187,14 +225,20 @@ class Store:
             }
             for name, artifact in outputs.items()
         }
-        result = canonical_json({"outputs": listed, **provenance}) + b"\n"
-        with self._recording:
-            write_atomically(self._result_path(key), result)
+        self.keep_result(key, canonical_json({"outputs": listed, **provenance}) + b"\n")
 
-    def _result_path(self, key: str) -> Path:
+    def keep_result(self, key: str, result: bytes) -> None:
+        """Remember a result as record_result() has written it, here or on another machine."""
+        with self._recording:
+            write_atomically(self.result_path(key), result)
+        self.used = True
+
+    def result_path(self, key: str) -> Path:
+        """Where the result of `key` lies, or would."""
         return self.root / "results" / key[:2] / f"{key[2:]}.json"
 
-    def _is_there(self, artifact: Artifact) -> bool:
+    def holds(self, artifact: Artifact) -> bool:
+        """Whether all the artifact's bytes are here, and whole."""
         if not self._is_whole(self.object_path(artifact.digest), artifact.digest):
             return False
         files = self.listing(artifact.digest).values() if artifact.directory else ()
@@ -209,6 +253,21 @@ class Store:
         path.unlink()
         sys.stderr.write(f"{path}: damaged in the store; removed, it will be made again\n")
         return False
+
+
+def outputs_in(result: bytes) -> dict[str, Artifact]:
+    """The outputs that a recorded result names. Raises ValueError for what is none."""
+    try:
+        outputs = {
+            name: Artifact(o["digest"], o["executable"], o.get("directory", False))
+            for name, o in json.loads(result)["outputs"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a recorded result: {error}") from None
+    for artifact in outputs.values():
+        if not re.fullmatch(r"[0-9a-f]{32}", str(artifact.digest)):
+            raise ValueError(f"not a digest: {artifact.digest!r}")
+    return outputs
 
 
 def names_in(directory: str) -> set[str]:

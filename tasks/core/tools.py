@@ -37,6 +37,15 @@ def compiler() -> str | None:
     return os.path.realpath(found) if found else None
 
 
+def compiler_platform(system: os.uname_result | None = None) -> dict[str, str]:
+    """What the compiler's program file doesn't say of what it makes, as `tools` of a recipe: macOS
+    has one `c++` for every processor, which starts what Apple's tools have installed."""
+    system = system or os.uname()
+    if system.sysname != "Darwin":
+        return {}
+    return {"platform": f"{system.sysname} {system.release} {system.machine}"}
+
+
 @lru_cache
 def static_library(name: str) -> str | None:
     """The file of a system library linked statically, `lib{name}.a`."""

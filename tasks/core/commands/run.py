@@ -4,6 +4,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -25,11 +26,13 @@ from tasks.core.commands.project_command import (
 from tasks.core.environment import configuration_file
 from tasks.core.errors import Busy, in_one_line
 from tasks.core.lifeline import end_all
+from tasks.core.records import recipe_action
 from tasks.core.report import Fault
 from tasks.core.reporter import JsonReporter, QuernReporter
 from tasks.core.run_log import RunLog
 from tasks.core.runner import SerialRunner, ThreadRunner
 from tasks.core.state import StateError
+from tasks.core.store import recipe_key
 
 option_cron = {
     "name": "cron",
@@ -211,6 +214,7 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                     runner = new_runner()
                     status = self._run_all(runner)
                 self._notify(runner)
+                self._tend_store()
             finally:
                 end_all()
                 if isinstance(reporting, QuernReporter):
@@ -251,6 +255,33 @@ class Run(ProjectCommand, DoitRun):  # type: ignore[misc]
                 sys.stderr.write(f"{line}\n")
         except Exception as error:
             sys.stderr.write(f"notify: {in_one_line(error)}\n")
+
+    def _tend_store(self) -> None:
+        """After a run that made or restored something: share what wasn't shared yet, and keep to
+        models.yaml's `store.limit_gb`. What goes wrong with that fails no run."""
+        if not (self.project.store.used and Path(configuration_file()).exists()):
+            return
+        try:
+            from tasks.core.configuration import load_configuration
+
+            wanted = load_configuration().store
+            if wanted.remote:
+                self.project.shared_store.push_others(self._keys())
+            if wanted.limit_gb:
+                from tasks.core.collecting import keep_to_limit
+
+                names = [task.name for task in self.task_list]
+                told = keep_to_limit(self.project, names, wanted.limit_gb)
+                sys.stderr.write(f"{told}\n" if told else "")
+        except Exception as error:
+            sys.stderr.write(f"store: {in_one_line(error)}\n")
+
+    def _keys(self) -> Iterator[str]:
+        """The recipe keys of what is up to date."""
+        for task in self.task_list:
+            action, record = recipe_action(task), self.dep_manager.recorded(task.name)
+            if action and record and record["components"] and not record.get("failed"):
+                yield recipe_key(action.recipe.name, record["components"])
 
     def _select(self, auto_delayed_regex: bool, single: bool) -> None:
         self.control = TaskControl(self.task_list, auto_delayed_regex=auto_delayed_regex)
