@@ -1,4 +1,4 @@
-"""`doit gc`: remove from the store what nothing needs any more."""
+"""`doit gc`: remove what nothing needs any more, from the store and from the hosts."""
 
 import json as json_format
 import sys
@@ -11,9 +11,13 @@ from tasks.core.commands.plan import option_json
 from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.configuration import load_configuration
 from tasks.core.digest import digest_of_bytes
-from tasks.core.errors import QuernError
+from tasks.core.errors import Busy, QuernError
+from tasks.core.lineage import Lineage
+from tasks.core.project import Project
 from tasks.hosts.channels import channels_of, host_of
 from tasks.hosts.host import Host
+from tasks.hosts.prune import Pruned
+from tasks.hosts.prune import collect as collect_host
 from tasks.hosts.releases import Release
 
 option_dry_run = {
@@ -26,29 +30,56 @@ option_dry_run = {
 
 
 class Gc(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
-    """Needed is what tasks made last, and what the releases kept on hosts consist of; of a host out
-    of reach, all that this project ever brought there. The rest goes, with what runs that were
-    killed have left. Exit status: 0, also when a host is out of reach."""
+    """Needed is what tasks made last, and what the releases kept on hosts consist of and came from;
+    of a host out of reach, all that this project ever brought there. The rest goes, with what runs
+    that were killed have left; so does, on each host, what no release that is live, running, pinned
+    or kept names. Exit status: 0, also when a host is out of reach."""
 
     name = "gc"
-    doc_purpose = "remove from the store what nothing needs any more"
+    doc_purpose = "remove what nothing needs any more, from the store and from the hosts"
     doc_usage = ""
     doc_description = None
     cmd_options = (option_dry_run, option_json)
     takes_lock = True
 
     def _execute(self, dry_run: bool, json: bool) -> int:
+        on_hosts = self._on_hosts(dry_run)
         needed = of_tasks(self.project, [task.name for task in self.task_list])
         needed |= self._of_releases()
         gone = collect(self.project.store, needed, dry_run)
         left = remove_leftovers(self.project, dry_run)
         both = Collected(gone.objects, gone.results, left.leftovers, gone.bytes + left.bytes)
         if json:
-            told = {"dry_run": dry_run, **asdict(both)}
+            hosts = {name: asdict(pruned) for name, pruned in on_hosts.items()}
+            told = {"dry_run": dry_run, **asdict(both), "hosts": hosts}
             self.outstream.write(json_format.dumps(told, indent=1) + "\n")
         else:
             self.outstream.write(f"{in_words(both, dry_run)}\n")
+            self.outstream.writelines(
+                f"{name}: {on_host_in_words(pruned, dry_run)}\n"
+                for name, pruned in on_hosts.items()
+                if pruned.releases or pruned.files
+            )
         return 0
+
+    def _on_hosts(self, dry_run: bool) -> dict[str, Pruned]:
+        """What went, or would, from each host that can be asked now."""
+        configuration = load_configuration()
+        keep: dict[str, dict[str, int]] = {}
+        places = {}
+        for name, model in configuration.models.items():
+            for channel in channels_of(model, configuration):
+                places[channel["host"]] = channel
+                keep.setdefault(channel["host"], {})[name] = channel["keep"]
+        found = {}
+        for host, channel in places.items():
+            try:
+                found[host] = collect_host(host_of(self.project.root, channel), keep[host], dry_run)
+            except Busy as error:
+                sys.stderr.write(f"{error}; nothing is removed there\n")
+            except (QuernError, OSError):
+                pass  # told when its releases can't be read either
+        return found
 
     def _of_releases(self) -> set[str]:
         configuration = load_configuration()
@@ -62,10 +93,33 @@ class Gc(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
             try:
                 digests |= released_on(host_of(self.project.root, channel))
             except (QuernError, OSError) as error:
-                kept = "all that went there from here is kept"
+                kept = "nothing is removed there, all that went there from here is kept"
                 sys.stderr.write(f"{' '.join(str(error).split())}; {kept}\n")
                 digests |= of_history(self.project, name)
-        return digests
+        return digests | of_what_they_were_made(self.project, digests)
+
+
+def of_what_they_were_made(project: Project, digests: set[str]) -> set[str]:
+    """Digests of the checkpoints, adapters and files that artifacts came from: with them, `doit
+    reproduce` can build the artifacts again."""
+    lineage = Lineage(project.store)
+    inputs = {material.digest for step in lineage.steps(digests) for material in step.inputs}
+    return {
+        digest
+        for digest in inputs
+        if not lineage.made(digest) or any(made.recipe == "fetch" for made in lineage.made(digest))
+    }
+
+
+def on_host_in_words(pruned: Pruned, dry_run: bool) -> str:
+    """`freed 1.2 GB: 2 releases, 7 files`, or what would be."""
+    counts = [
+        f"{count} {name if count == 1 else f'{name}s'}"
+        for name, count in (("release", len(pruned.releases)), ("file", pruned.files))
+        if count
+    ]
+    verb = "would free" if dry_run else "freed"
+    return f"{verb} {amount(pruned.bytes)}: {', '.join(counts)}"
 
 
 def released_on(host: Host) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core.digest import DigestIndex, digest_of_bytes
+from tasks.core.digest import DigestIndex, digest_of_bytes, read_digests
 from tasks.core.lineage import Lineage
 from tasks.core.state import State
 from tasks.core.store import Store
@@ -94,7 +94,8 @@ def test_after_clean_what_was_made_last_is_needed(project):
 
 def test_json(project):
     told = json.loads(project.built("gc", "--dry-run", "--json").out)
-    assert told == {"dry_run": True, "objects": 2, "results": 2, "leftovers": 0, "bytes": 20}
+    counts = {"objects": 2, "results": 2, "leftovers": 0, "bytes": 20}
+    assert told == {"dry_run": True, **counts, "hosts": {}}
     assert json.loads(project.built("gc", "--json").out)["dry_run"] is False
     assert results(project) == 3
 
@@ -318,7 +319,9 @@ def test_what_kept_releases_consist_of_is_needed(deploy_project: DeployProject):
     assert dry.replace("would free", "freed") == freed
     assert digests_of(project) <= stored(project)
     assert project.doit().stdout == ""
-    # How the older one came to be is still known, though its checkpoint is gone.
+    # How the older one came to be is still known, and its checkpoint is there to do it again.
+    brought = {read_digests(path)[1] for path in project.checkpoints[:2]}
+    assert brought <= stored(project)
     live = os.readlink(project.host / "stable/current").rpartition("/")[2]
     (old,) = {p.name for p in project.host.glob("releases/*")} - {live}
     assert steps_to(project, old) == steps_to(project, live) != set()

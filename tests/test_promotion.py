@@ -1,6 +1,7 @@
 """Candidate and stable: new releases go to the one, `doit promote` puts them on the other."""
 
 import json
+import shutil
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from examples.digits.train import digits, enlarged
 from tests.deploy_project import DeployProject, Hammer, free_port, train_a_little
+from tests.remote_project import RemoteProject
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +173,38 @@ def test_what_models_yaml_may_not_say(two: TwoChannels):
     two.deploys("{local: {stable: 8891}}")
     told = two.doit("promote", "digits", status=3).stderr
     assert "models.digits.deploy: has no channel `candidate`" in told
+
+
+def test_from_one_host_to_another_and_back_with_nothing_else_there(
+    tmp_path: Path, checkpoints: list[Path]
+):
+    project = RemoteProject(tmp_path / "project", checkpoints, names=("staging", "edge"))
+    try:
+        models = project.root / "models.yaml"
+        channels = "staging: {candidate: 8892}, edge: {stable: 8892}"
+        before = models.read_text().partition("deploy:")[0]
+        models.write_text(f"{before}deploy: {{{channels}}}\n")
+        project.use_checkpoint(0)
+        project.doit()
+        first = project.health_on("staging")["release"]
+        assert not (project.folder_on("edge") / "releases").exists()
+        project.doit("promote", "digits")
+        assert project.health_on("edge")["release"] == first
+        project.use_checkpoint(1)
+        project.doit()
+        second = project.health_on("staging")["release"]
+        assert second != first == project.health_on("edge")["release"]
+        project.doit("promote", "digits", "--force", "--reason", "a test")
+        assert project.health_on("edge")["release"] == second
+
+        # The machine that trains is away, the newest build is broken, the candidate's host is down.
+        shutil.rmtree(project.root / "training")
+        (project.root / "weights/digits/manifest@edge.json").write_text("{")
+        project.machines["staging"].stop()
+        project.doit("rollback", "digits")
+        assert project.health_on("edge")["release"] == first
+    finally:
+        project.stop()
 
 
 def labelled_digits(folder: Path, count: int) -> None:

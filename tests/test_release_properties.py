@@ -36,7 +36,7 @@ from tasks.hosts.local import LocalHost
 from tasks.hosts.marks import FAILED, WITHDRAWN, Marks
 from tasks.hosts.pins import Pins
 from tasks.hosts.promotion import Place, Promotion
-from tasks.hosts.prune import collect, prune
+from tasks.hosts.prune import collect
 from tasks.hosts.releases import Release
 from tasks.hosts.unix_http import ask_port
 from tests.deploy_project import DeployProject, free_port
@@ -306,8 +306,7 @@ class World:
 
     def gc(self, death: int | None = None) -> bool:
         def work() -> None:
-            prune(self.host, "digits", KEEP)
-            collect(self.host, dry_run=False)
+            collect(self.host, {"digits": KEEP}, dry_run=False)
 
         pinned = set(Pins(self.host, "digits").read())
         status, said = in_a_process(work, death)

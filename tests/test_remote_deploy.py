@@ -176,6 +176,28 @@ def test_what_a_host_keeps(project: RemoteProject):
     project.doit("rollback", "digits")
     assert project.health_on()["release"] == lived[1]
 
+    # A pinned one too, whatever comes after it; gc takes what no release names.
+    assert "is pinned on edge" in project.doit("pin", "digits", lived[1], "--reason", "fair").stdout
+    assert "by" in project.doit("pin", "digits").stdout
+    project.doit("rollback", "digits", lived[2])
+    for number in (0, 1):
+        project.use_checkpoint(number)
+        project.doit("deploy:digits", "--retry")
+    live = project.health_on()["release"]
+    assert {p.name for p in project.folder_on().glob("releases/*")} >= {lived[1], live}
+    lost = store / "ab/cdef"
+    lost.parent.mkdir(exist_ok=True)
+    lost.write_bytes(bytes(1000))
+    whole = {p for p in store.rglob("*") if p.is_file()} - {lost}
+    assert "edge: would free 1.0 kB: 1 file\n" in project.doit("gc", "--dry-run").stdout
+    assert lost.exists()
+    assert "edge: freed 1.0 kB: 1 file\n" in project.doit("gc").stdout
+    assert {p for p in store.rglob("*") if p.is_file()} == whole
+    assert "no longer pinned" in project.doit("pin", "digits", lived[1], "--remove").stdout
+    told = project.doit("pin", "digits", "0123456789abcdef", status=1).stderr
+    assert told == "digits has no release 0123456789abcdef on edge\n"
+    assert project.doit().stdout == "" and project.health_on()["release"] == live
+
 
 def test_health_and_rollback_go_on_without_a_host_that_is_down(two_hosts: RemoteProject):
     project = two_hosts

@@ -77,6 +77,8 @@ def test_files(host: Host, tmp_path: Path):
         assert host.place(stored, target, by) == how  # again, over itself
         assert target.read_bytes() == data
     assert [p.name for p in (host.root / "new folder").iterdir()] == ["it's"]
+    assert host.files_below(host.root / "store") == {"ab/cd ef": len(data)}
+    assert host.files_below(host.root / "nothing") == {}
     host.remove_file(host.root / "a" / "second")
     host.remove_file(host.root / "a" / "second")
     assert not (host.root / "a" / "second").exists()

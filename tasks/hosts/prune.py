@@ -1,11 +1,13 @@
 """Old releases removed from a host, with what of its store no release names any more."""
 
 import json
+from collections.abc import Container, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.hosts.history import went_live
-from tasks.hosts.holder import Holder
+from tasks.hosts.holder import Holder, Server
 from tasks.hosts.host import Host
 from tasks.hosts.pins import Pins
 from tasks.hosts.releases import live_releases
@@ -53,37 +55,59 @@ def old_releases(host: Host, model: str, keep: int) -> list[str]:
     return old
 
 
-def collect(host: Host, dry_run: bool) -> Pruned:
-    """Remove from the host's store every file that no release names, whatever model it was of.
-    For the holder of all models' locks there."""
-    store, used = host.root / "store", needed(host)
-    files = host.files_below(store)
-    gone = {path: size for path, size in files.items() if path.replace("/", "") not in used}
-    if not dry_run:
-        for path in gone:
-            host.remove_file(store / path)
-    return Pruned([], len(gone), sum(gone.values()))
+def collect(host: Host, keep: Mapping[str, int], dry_run: bool) -> Pruned:
+    """Remove the old releases of the models in `keep` (see old_releases), and from the host's store
+    every file that no release names, whatever model it was of. Nothing is removed while a deployer
+    is at work there. Raises Busy."""
+    with ExitStack() as locks:
+        for model in host.directories(host.root):
+            if model != "store":
+                locks.enter_context(host.lock(host.root / model / "lock"))
+        old = [
+            host.root / model / "releases" / name
+            for model, count in keep.items()
+            for name in old_releases(host, model, count)
+        ]
+        used, files = needed(host, set(old)), host.files_below(host.root / "store")
+        gone = {path: size for path, size in files.items() if path.replace("/", "") not in used}
+        if not dry_run:
+            for directory in old:
+                host.remove_directory(directory)
+            for path in gone:
+                host.remove_file(host.root / "store" / path)
+            host.remove_stale_partials(host.root / "store")
+        return Pruned([directory.name for directory in old], len(gone), sum(gone.values()))
 
 
-def needed(host: Host) -> set[str]:
-    """The digests of all files of all releases on the host."""
-    return {
-        digest
+def needed(host: Host, without: Container[Path] = ()) -> set[str]:
+    """The digests of all files of the releases on the host, but those in the directories
+    `without`."""
+    directories = [
+        host.root / model / "releases" / name
         for model in host.directories(host.root)
         for name in host.directories(host.root / model / "releases")
-        for digest in _digests(host, host.root / model / "releases" / name)
-    }
+    ]
+    return {d for path in directories if path not in without for d in _digests(host, path)}
 
 
 def _running(host: Host, channels: list[Path]) -> set[str]:
-    """The releases that servers have, live or draining."""
+    """The releases that servers have, live or draining: one may have gone on to another than it
+    was started with."""
     found = set()
     for channel in channels:
         try:
-            found |= {server.release.name for server in Holder(host, channel).servers()}
+            for server in Holder(host, channel).servers():
+                found.add(_release_of(server))
         except (Unreachable, Refused):
             continue
     return found
+
+
+def _release_of(server: Server) -> str:
+    try:
+        return str(server.ask("GET", "/status", timeout=5)["release"])
+    except (Unreachable, Refused, KeyError):
+        return server.release.name
 
 
 def _digests(host: Host, directory: Path) -> set[str]:

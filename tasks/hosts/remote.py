@@ -248,7 +248,10 @@ class RemoteHost:
 
     def remove_stale_partials(self, folder: Path) -> None:
         """Remove what was left by uploads that nobody went on with for two weeks."""
-        script = "find \"$1\" -name '*.partial' -type f -mtime +14 -exec rm -f -- {} +"
+        script = """
+        [ -d "$1" ] || exit 0
+        find "$1" -name '*.partial' -type f -mtime +14 -exec rm -f -- {} +
+        """
         self.run_script(script, str(folder))
 
     def files_below(self, folder: Path) -> dict[str, int]:
