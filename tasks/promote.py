@@ -1,13 +1,12 @@
 """Promote: put what the candidate's channel has on the others, if it is no worse."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from doit.cmd_base import DoitCmdBase
 
-from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
+from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.configuration import (
     Classifier,
     configuration_file,
@@ -16,11 +15,11 @@ from tasks.core.configuration import (
     promotion_of,
 )
 from tasks.core.digest import read_digests
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
-from tasks.hosts.channels import channels_of, host_of, in_words
+from tasks.hosts.channels import Channel, channels_of, host_of, in_words
 from tasks.hosts.comparison import read_comparison
 from tasks.hosts.history import Journal
 from tasks.hosts.marks import Marks
@@ -77,16 +76,10 @@ class Promote(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
             raise QuernError("promote: name one model")
         if force and not reason:
             raise QuernError("promote: --force needs --reason TEXT: why, for the history")
-        faults = []
-        for promotion in promotions_of(self.project, pos_args[0]):
-            try:
-                self.outstream.write(f"{promote(self.project, promotion, force, reason)}\n")
-            except QuernError as error:  # the other channels shall not wait for it
-                sys.stderr.write(f"{error}\n")
-                faults.append(error)
-        if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
-            return TRY_AGAIN_LATER
-        return 1 if faults else 0
+        return self.one_by_one(
+            promotions_of(self.project, pos_args[0]),
+            lambda promotion: promote(self.project, promotion, force, reason),
+        )
 
 
 def promotions_of(project: Project, model: str) -> list[Promotion]:
@@ -97,9 +90,11 @@ def promotions_of(project: Project, model: str) -> list[Promotion]:
     wanted = configuration.models[model]
     channels = channels_of(wanted, configuration)
     candidates = [channel for channel in channels if not channel["promoted"]]
+    servers = [channel for channel in channels if channel["promoted"] and "port" in channel]
     found = []
     for stable in (channel for channel in channels if channel["promoted"]):
-        candidate = next((c for c in candidates if c["host"] == stable["host"]), candidates[0])
+        candidate = on_the_same_host(candidates, stable)
+        after = on_the_same_host(servers, stable) if servers and "port" not in stable else None
         of_host = stable["host"] if stable["ssh"] and isinstance(wanted, Classifier) else ""
         found.append(
             Promotion(
@@ -108,6 +103,7 @@ def promotions_of(project: Project, model: str) -> list[Promotion]:
                 Place(host_of(project.root, stable), stable),
                 wanted.compare.margin,
                 Path(manifest_file(model, of_host)),
+                Place(host_of(project.root, after), after) if after else None,
             )
         )
     if not found:
@@ -116,6 +112,11 @@ def promotions_of(project: Project, model: str) -> list[Promotion]:
             "another one to promote it to (docs/channels.md)"
         )
     return found
+
+
+def on_the_same_host(channels: list[Channel], other: Channel) -> Channel:
+    """The one on the host of `other`, else the first."""
+    return next((c for c in channels if c["host"] == other["host"]), channels[0])
 
 
 def promote(project: Project, promotion: Promotion, force: bool = False, reason: str = "") -> str:
@@ -129,21 +130,21 @@ def promote(project: Project, promotion: Promotion, force: bool = False, reason:
     release = promotion.release()
     if release is None:
         return f"{model}: {in_words(stable.channel)} has the candidate's release already"
+    if not force:
+        promotion.refuse_marked(release)
+        promotion.refuse_early(release)
     comparison = None
-    if stable.live(model) is not None:
+    if stable.live(model) is not None and promotion.after is None:
         comparison = promotion.comparison(read_comparison)
         if not force:
             comparison = comparison or compared(project, promotion)
-    if not force:
-        promotion.refuse_marked(release)
-        if comparison:
             promotion.refuse_worse(comparison)
     journal = Journal(
         project.private / "history.jsonl",
         {
             **provenance(project.root),
             "promoted_from": promotion.candidate.channel["channel"],
-            "reason": reason or (figures(comparison) if comparison else "nothing was live there"),
+            "reason": reason or because(promotion, comparison),
         },
     )
     with stable.host.lock(stable.host.root / model / "lock"):
@@ -151,6 +152,13 @@ def promote(project: Project, promotion: Promotion, force: bool = False, reason:
         told = promotion.make_live(release, files, journal, attestor_of(project, journal.run))
         prune(stable.host, model, stable.channel["keep"])
     return told
+
+
+def because(promotion: Promotion, comparison: dict[str, Any] | None) -> str:
+    """Why a release is promoted, for the history."""
+    if promotion.after is not None:
+        return f"{promotion.after.channel['channel']} has it"
+    return figures(comparison) if comparison else "nothing was live there"
 
 
 def compared(project: Project, promotion: Promotion) -> dict[str, Any]:
@@ -210,7 +218,11 @@ def unsettled(promotion: Promotion) -> str:
     release = promotion.release()
     if release is None or Marks(promotion.stable.host, promotion.model).read(release.id):
         return ""
-    if promotion.comparison(read_comparison):
+    if promotion.after is not None:
+        live = promotion.after.live(promotion.model)
+        if live is None or live.id != release.id:
+            return ""
+    elif promotion.comparison(read_comparison):
         return ""  # it would be there if it were good enough
     return f"{release.name} ({release.id}) is in {in_words(promotion.candidate.channel)} only"
 

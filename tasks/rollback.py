@@ -1,12 +1,10 @@
 """`doit rollback MODEL [RELEASE]`: bring an earlier release back, as it is on the host."""
 
-import sys
-
 from doit.cmd_base import DoitCmdBase
 
-from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
+from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.configuration import configuration_file, load_configuration
-from tasks.core.errors import QuernError, TryAgainLater
+from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of
@@ -56,20 +54,13 @@ class Rollback(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         if allow and pos_args[1:]:
             raise QuernError("rollback: --allow takes a mark off, it rolls nothing back")
         model, wanted = pos_args[0], pos_args[1] if pos_args[1:] else None
-        faults = []
-        for place in channels_to_roll_back(model, channel, bool(allow)):
-            try:
-                if allow:
-                    told = lift_mark(self.project, place, model, allow)
-                else:
-                    told = roll_back(self.project, place, model, wanted, reason)
-                self.outstream.write(f"{told}\n")
-            except QuernError as error:  # the other channels shall not wait for it
-                sys.stderr.write(f"{error}\n")
-                faults.append(error)
-        if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
-            return TRY_AGAIN_LATER
-        return 1 if faults else 0
+
+        def act(place: Channel) -> str:
+            if allow:
+                return lift_mark(self.project, place, model, allow)
+            return roll_back(self.project, place, model, wanted, reason)
+
+        return self.one_by_one(channels_to_roll_back(model, channel, bool(allow)), act)
 
 
 def channels_to_roll_back(model: str, named: str, one_a_host: bool) -> list[Channel]:
@@ -125,9 +116,15 @@ def roll_back(
         run = provenance(project.root) | ({"reason": reason} if reason else {})
         journal = Journal(project.private / "history.jsonl", run)
         deployment = deployment_of(host, channel, release, journal)
-        deployment.make_live({}, retry=True)
-        if live:
+        marked_before = live is None or marks.read(live) is not None
+        if live and not marked_before:  # first: killed in between, the next doit must know
             marks.put(live, WITHDRAWN, reason or f"rolled back to {release.id}")
+        try:
+            deployment.make_live({}, retry=True)
+        except BaseException:
+            if live and not marked_before:
+                marks.lift(live)
+            raise
         return deployment.told
 
 

@@ -327,6 +327,22 @@ def test_a_candidate_is_compared_by_questions(project: LanguageProject):
     )
     assert "q: can't be read" in project.doit("compare", MODEL, "--questions", "q", status=1)
 
+    # Promoted by that comparison; LM Studio's folder gets what the server has, and not before it.
+    folder = project.root / "lm studio"
+    chat = {"candidate": port, "stable": project.port}
+    project.configure(
+        deploy={"local": {"chat": chat, "lmstudio": str(folder)}}, compare={"margin": 0.5}
+    )
+    project.doit("deploy")
+    assert not list(folder.rglob("*.gguf"))
+    told = project.doit("promote", MODEL)
+    assert "is live on" in told and "is in LM Studio's folder" in told
+    assert [path.name for path in folder.rglob("*.gguf")] == [f"{MODEL}-Q4_K_M.gguf"]
+    project.host_address = f"127.0.0.1:{project.port}"
+    assert project.get("/health")["release"] == report.name.partition("-")[0]
+    told = project.doit("history")
+    assert "stable has it" in told and "McNemar's p" in told
+
 
 def test_a_missing_base_is_one_line(project: LanguageProject):
     shutil.rmtree(project.root / f"examples/{MODEL}/base")

@@ -42,13 +42,15 @@ class Place:
 @dataclass(frozen=True)
 class Promotion:
     """The way of `model` from the channel of its candidate to another; `built_there` is the
-    manifest here of what was built for that other's host."""
+    manifest here of what was built for that other's host. A folder has no server to be compared
+    with: `after` is the channel that the release must have been promoted to before."""
 
     model: str
     candidate: Place
     stable: Place
     margin: float
     built_there: Path
+    after: Place | None = None
 
     def release(self) -> Release | None:
         """What would be promoted: the candidate's release, on another kind of machine the one of
@@ -76,6 +78,15 @@ class Promotion:
         found = read(self.candidate.host, self.model, candidate.id, stable.id)
         since = live_since(self.candidate.host, candidate, self.candidate.channel["channel"])
         return found if found and since is not None and found["at"] > since else None
+
+    def refuse_early(self, release: Release) -> None:
+        """Raises NotPromoted for a release that must go to another channel first."""
+        live = self.after.live(self.model) if self.after else None
+        if self.after and (live is None or live.id != release.id):
+            raise NotPromoted(
+                f"{self.model}: {in_words(self.stable.channel)} gets what "
+                f"{in_words(self.after.channel)} has, and that isn't {release.id} yet"
+            )
 
     def refuse_marked(self, release: Release) -> None:
         """Raises NotPromoted for a release that failed or was rolled back on either host."""

@@ -125,7 +125,7 @@ def recipes_and_tools(statement: bytes) -> dict[str, dict[str, str]]:
             "recipes": {step["recipe"]: step["key"] for step in steps},
             "tools": {tool: version for step in steps for tool, version in step["tools"].items()},
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

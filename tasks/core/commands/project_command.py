@@ -7,10 +7,11 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from getopt import GetoptError, gnu_getopt
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from doit.action import CmdAction
 from doit.cmdparse import CmdParseError
@@ -21,6 +22,8 @@ from tasks.core.environment import FILE, load_environment
 from tasks.core.errors import QuernError, TryAgainLater, in_one_line
 from tasks.core.project import Project
 from tasks.core.records import Records, recipe_action
+
+T = TypeVar("T")
 
 A_TASK_BROKE = 2
 COULD_NOT_START = 3
@@ -39,6 +42,7 @@ class ProjectCommand:
 
     name: str
     loader: Any
+    outstream: Any
     cmdparser: Any
     project: Project
     dep_manager: Any
@@ -130,6 +134,20 @@ class ProjectCommand:
         finally:
             self.project.close()
             self.project.lock.release()
+
+    def one_by_one(self, places: Iterable[T], act: Callable[[T], str]) -> int:
+        """Print what `act` says of each place; where it fails, the others don't wait for it.
+        Returns the exit status: 75 if all faults are likely to pass, else 1, without any 0."""
+        faults = []
+        for place in places:
+            try:
+                self.outstream.write(f"{act(place)}\n")
+            except QuernError as error:
+                sys.stderr.write(f"{error}\n")
+                faults.append(error)
+        if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
+            return TRY_AGAIN_LATER
+        return 1 if faults else 0
 
     def load_tasks(self, args: list[str]) -> None:
         """Make the tasks of what lies in the project now."""
