@@ -441,7 +441,7 @@ class Releases(RuleBasedStateMachine):
 def test_operations_in_any_order(built: list[Built]):
     Releases.built = built
     Releases.TestCase.settings = settings(
-        max_examples=int(os.environ.get("QUERN_EXAMPLES", "6")),
+        max_examples=int(os.environ.get("QUERN_EXAMPLES", "4")),
         stateful_step_count=12,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -492,7 +492,7 @@ def test_killed_before_each_step_of_a_promotion_and_of_a_rollback(world: World):
 
 
 def test_killed_before_each_step_of_the_first_deploy(built: list[Built]):
-    for step in itertools.count(step=2):
+    for step in itertools.count(step=3):
         world = World(built)
         try:
             done = world.deploy(0, death=step)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +238,18 @@ def test_one_connection_a_host_made_anew_when_it_was_cut(machine: Machine):
     second = known.to("edge", str(machine.config))
     assert second is not first and second.run("echo yes") == b"yes\n"
     known.close()
+
+
+def test_a_channel_of_a_connection_that_has_just_gone_is_closed_without_a_fault(machine: Machine):
+    connection = connect("edge", str(machine.config))
+    channel = connection.start(["cat"])
+    transport = channel.get_transport()
+    transport.sock.shutdown(socket.SHUT_WR)  # nobody knows it yet
+    with pytest.raises(EOFError):
+        channel.shutdown_write()
+    connection = connect("edge", str(machine.config))
+    channel = connection.start(["cat"])
+    channel.get_transport().sock.shutdown(socket.SHUT_WR)
+    ssh.end(channel)
+    with pytest.raises(OutOfReach):
+        connection.run("true")

@@ -12,6 +12,7 @@ from tasks.core.cmake import cmake_complaint, compiler_complaint
 from tasks.core.errors import QuernError
 from tasks.hosts.remote import RemoteHost
 from tasks.hosts.remote_digest import remote_sha256
+from tasks.hosts.ssh import end
 from tasks.hosts.transfer import download, upload
 
 SILENT_SECONDS = 900.0  # a single file may take a slow machine minutes
@@ -91,6 +92,6 @@ def _told(host: RemoteHost, folder: Path, targets: list[str]) -> Iterator[str]:
                 yield line.decode(errors="replace").rstrip("\n")
             status = channel.recv_exit_status()
         finally:
-            channel.close()
+            end(channel)
     if status:
         raise _Failed(status)

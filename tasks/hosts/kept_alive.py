@@ -43,7 +43,7 @@ class KeptAlive:
         """Hang up."""
         joined, self._joined = self._joined, None
         if joined is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, EOFError):
                 joined.close()
 
     def __enter__(self) -> "KeptAlive":
@@ -72,7 +72,7 @@ class KeptAlive:
                 response = http.client.HTTPResponse(self._joined, method=method)
                 response.begin()
                 data = response.read()
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, EOFError, http.client.HTTPException) as error:
                 silence = f"{self.where}: no answer to {method} {target}: {in_words(error)}"
                 closed_before = was_open and not isinstance(error, TimeoutError)
                 fault = None if closed_before else self._lost(Unreachable(silence))

@@ -20,7 +20,7 @@ from tasks.hosts.deployer import Deployer, HostBusy
 from tasks.hosts.host import LOG_BYTES, Entry, Platform
 from tasks.hosts.kept_alive import KeptAlive
 from tasks.hosts.remote_digest import remote_digests, remote_sha256
-from tasks.hosts.ssh import NO_STATUS, Connection, OutOfReach, RemoteFailed, connections
+from tasks.hosts.ssh import NO_STATUS, Connection, OutOfReach, RemoteFailed, connections, end
 from tasks.hosts.transfer import upload
 from tasks.hosts.unix_http import Unreachable, ask_connected
 
@@ -369,7 +369,7 @@ class RemoteHost:
         except Unreachable as silence:
             raise self._lost(channel, silence) from None
         finally:
-            channel.close()
+            end(channel)
 
     def _lost(self, channel: paramiko.Channel, silence: Unreachable) -> QuernError:
         """What is to be said of `silence` on a channel to quern-holder: was it the server's, or
@@ -426,7 +426,7 @@ class RemoteHost:
             with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
                 channel.shutdown_write()
                 channel.status_event.wait(ENDING_SECONDS)
-            channel.close()
+            end(channel)
 
 
 class _Joined:
@@ -479,7 +479,7 @@ def _heartbeats(beat: Callable[[], None]) -> Iterator[None]:
         while not done.wait(HEARTBEAT_SECONDS):
             try:
                 beat()
-            except (OSError, paramiko.SSHException):
+            except (OSError, EOFError, paramiko.SSHException):
                 return  # the connection is gone; whatever needs it says so
 
     thread = threading.Thread(target=go_on, daemon=True)

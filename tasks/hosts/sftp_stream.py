@@ -15,7 +15,7 @@ from contextlib import suppress
 import paramiko
 
 from tasks.core.errors import QuernError
-from tasks.hosts.ssh import Connection, OutOfReach
+from tasks.hosts.ssh import Connection, OutOfReach, end
 
 # What OpenSSH's server reads or writes at once; a server that reads less answers with less.
 REQUEST_BYTES = 255 << 10
@@ -65,7 +65,7 @@ class Session:
                         raise
                     raise NoSftp(f"{connection.name}: its SSH server offers no SFTP") from None
         except BaseException:
-            self._channel.close()
+            end(self._channel)
             raise
         self.takes_large_writes = b"limits@openssh.com" in extensions
 
@@ -110,7 +110,7 @@ class Session:
 
     def close(self) -> None:
         """End the session; the server drops what it was doing, whoever waits for it hears."""
-        self._channel.close()
+        end(self._channel)
 
     def _send(self, kind: int, *body: bytes) -> None:
         head = struct.pack(">IB", sum(map(len, body)) + 1, kind)

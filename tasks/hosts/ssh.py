@@ -70,6 +70,13 @@ def script_text(script: str, *arguments: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def end(channel: paramiko.Channel) -> None:
+    """Close a channel. If its connection has just gone, paramiko tells of that by an EOFError,
+    which must not take the place of what is being told already."""
+    with contextlib.suppress(EOFError, OSError, paramiko.SSHException):
+        channel.close()
+
+
 class Connection:
     """One connection to `destination`; its channels may be used from several threads."""
 
@@ -94,9 +101,9 @@ class Connection:
     def round_trip(self) -> float:
         """Seconds to the host and back, measured once."""
         if self._round_trip is None:
-            self.open_session().close()
+            end(self.open_session())
             start = time.monotonic()
-            self.open_session().close()
+            end(self.open_session())
             self._round_trip = time.monotonic() - start
         return self._round_trip
 
@@ -156,7 +163,7 @@ class Connection:
                     raise OutOfReach(f"{self.name}: no answer for {timeout:.0f} s")
                 status = channel.recv_exit_status()
             finally:
-                channel.close()
+                end(channel)
         if status == NO_STATUS:
             raise OutOfReach(f"{self.name}: the connection was cut")
         if status:

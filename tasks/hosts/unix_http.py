@@ -104,7 +104,7 @@ def _ask(
         connection.request(method, target, body, {**headers, "Connection": "close"})
         response = connection.getresponse()
         data = response.read()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, EOFError, http.client.HTTPException) as error:
         raise Unreachable(f"{where}: no answer to {method} {target}: {in_words(error)}") from None
     finally:
         connection.close()
