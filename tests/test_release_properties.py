@@ -401,6 +401,8 @@ class Releases(RuleBasedStateMachine):
         for number in (0, 1):
             self.world.deploy(number)
             self.world.promote()
+        self.world.deploy(3)
+        self.world.check()
 
     def teardown(self) -> None:
         self.world.close()
