@@ -53,6 +53,20 @@ def share_store(root: Path) -> None:
         shutil.copytree(ROOT / ".quern" / "store", root / ".quern" / "store")
 
 
+def end_holders(folder: Path) -> None:
+    """End the holders of a model's channels on this machine, and their servers."""
+    from tasks.hosts.unix_http import Unreachable, ask_socket
+
+    for channel in folder.glob("*/holder.sock"):
+        try:
+            ask_socket(channel, "POST", "/shutdown")
+            while True:
+                ask_socket(channel, "GET", "/status", timeout=2)
+                time.sleep(0.02)
+        except Unreachable:
+            pass
+
+
 def train_a_little(path: Path, seed: int, steps: int = 24) -> None:
     """A LiteCNNPro, width 1/8, after some steps on the digits: its answers depend on its input."""
     import torch
@@ -137,17 +151,8 @@ class DeployProject:
         return [json.loads(line) for line in lines]
 
     def stop(self) -> None:
-        """End the holder and its servers."""
-        from tasks.hosts.unix_http import Unreachable, ask_socket
-
-        for channel in self.host.glob("*/holder.sock"):
-            try:
-                ask_socket(channel, "POST", "/shutdown")
-                while True:
-                    ask_socket(channel, "GET", "/status", timeout=2)
-                    time.sleep(0.02)
-            except Unreachable:
-                pass
+        """End the holders and their servers."""
+        end_holders(self.host)
 
 
 class Hammer:

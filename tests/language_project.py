@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 import urllib.request
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.deploy_project import COPIED, free_port, share_store
+from tests.deploy_project import COPIED, end_holders, free_port, share_store
 from tests.language_example import trained_language_example
 from tests.native_build import DOIT, ROOT, llama_build, native_build
 
@@ -120,16 +119,7 @@ class LanguageProject:
 
     def stop(self) -> None:
         """End the holders and their servers."""
-        from tasks.hosts.unix_http import Unreachable, ask_socket
-
-        for channel in self.host.glob("*/holder.sock"):
-            try:
-                ask_socket(channel, "POST", "/shutdown")
-                while True:
-                    ask_socket(channel, "GET", "/status", timeout=2)
-                    time.sleep(0.02)
-            except Unreachable:
-                pass
+        end_holders(self.host)
 
 
 class Talkers:

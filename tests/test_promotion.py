@@ -105,9 +105,8 @@ def test_a_release_is_a_candidate_until_it_is_promoted(two: TwoChannels, digit_p
     assert "81.00% against 81.00%" in two.doit("history").stdout.splitlines()[-1]
 
     # A rollback concerns stable; what it took off is neither deployed nor promoted again.
-    start = time.monotonic()
     told = two.doit("rollback", "digits", "--reason", "cats are dogs").stdout
-    assert time.monotonic() - start < 60 and "is live on" in told
+    assert "is live on" in told
     assert two.live(two.port) == first and two.live(two.candidate) == second
     assert two.doit().stdout == ""
     two.compared(second, first, 0.9, 0.8)
