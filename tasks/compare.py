@@ -9,9 +9,9 @@ from doit.cmd_base import DoitCmdBase
 
 from tasks.comparison.compare import NothingToCompare, compare, set_to_compare_on
 from tasks.core.commands.plan import option_json
-from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
+from tasks.core.commands.project_command import ProjectCommand, status_of
 from tasks.core.configuration import configuration_file, load_configuration
-from tasks.core.errors import QuernError, TryAgainLater, in_one_line
+from tasks.core.errors import QuernError, in_one_line
 from tasks.hosts.channels import Channel, channels_of
 
 option_images = {
@@ -46,7 +46,8 @@ class Compare(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
             raise QuernError("compare: name one model")
         [name] = pos_args
         chosen = set_to_compare_on(name, images, questions)
-        compared, faults = [], []
+        compared = []
+        faults: list[QuernError] = []
         for candidate, stable in pairs_to_compare(name):
             try:
                 with Bar(None if json else self.outstream, f"compare:{name}") as bar:
@@ -62,9 +63,7 @@ class Compare(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
                     self._show(told)
         if json:
             self.outstream.write(json_format.dumps(compared, indent=1, ensure_ascii=False) + "\n")
-        if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
-            return TRY_AGAIN_LATER
-        return 1 if faults else 0
+        return status_of(faults)
 
     def _show(self, told: dict[str, Any]) -> None:
         from tasks.models.comparison_report import table

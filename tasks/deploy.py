@@ -16,6 +16,7 @@ from tasks.core.recipe import FunctionAction
 from tasks.hosts.attestation import Attestation
 from tasks.hosts.channels import (
     Channel,
+    built_for_host,
     channels_of,
     deployment_of,
     host_of,
@@ -32,11 +33,7 @@ from tasks.hosts.marks import Marks
 from tasks.hosts.prune import prune
 from tasks.hosts.releases import Release
 from tasks.models.label import percent
-from tasks.models.layout import (
-    language_release_files,
-    manifest_file,
-    release_files,
-)
+from tasks.models.layout import files_of_release, manifest_file
 
 PARAMETERS = [
     *OPTIONS,
@@ -91,14 +88,9 @@ def deploy_to(
     name: str, model: Classifier | LanguageModel, channels: list[Channel]
 ) -> dict[str, Any]:
     """The task that makes the release of `name` live in the channels of one host."""
-    if isinstance(model, Classifier):
-        host = channels[0]["host"] if channels[0]["ssh"] else ""
-        files = release_files(name, model.classes, host)
-        manifest, probes = manifest_file(name, host), model.probes or ""
-        keep = channels[0]["keep"]
-    else:
-        files, manifest = language_release_files(name, model), manifest_file(name)
-        keep, probes = channels[0]["keep"], ""
+    host = built_for_host(model, channels[0])
+    files, manifest = files_of_release(name, model, host), manifest_file(name, host)
+    probes = (model.probes or "") if isinstance(model, Classifier) else ""
     return {
         "doc": f"Make the release of {name} live: {', '.join(map(in_words, channels))}.",
         "actions": [
@@ -108,7 +100,7 @@ def deploy_to(
                 files=files,
                 channels=channels,
                 probes=probes,
-                keep=keep,
+                keep=channels[0]["keep"],
             )
         ],
         "file_dep": [manifest, *files.values()],

@@ -10,15 +10,13 @@ from tasks.core.collecting import Collected, collect, of_history, of_tasks, remo
 from tasks.core.commands.plan import option_json
 from tasks.core.commands.project_command import ProjectCommand
 from tasks.core.configuration import load_configuration
-from tasks.core.digest import digest_of_bytes
 from tasks.core.errors import Busy, QuernError
 from tasks.core.lineage import Lineage
 from tasks.core.project import Project
 from tasks.hosts.channels import channels_of, host_of
-from tasks.hosts.host import Host
 from tasks.hosts.prune import Pruned
 from tasks.hosts.prune import collect as collect_host
-from tasks.hosts.releases import Release
+from tasks.hosts.prune import needed as needed_on
 
 option_dry_run = {
     "name": "dry_run",
@@ -91,7 +89,7 @@ class Gc(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
         digests: set[str] = set()
         for name, channel in hosts.items():
             try:
-                digests |= released_on(host_of(self.project.root, channel))
+                digests |= needed_on(host_of(self.project.root, channel))
             except (QuernError, OSError) as error:
                 kept = "nothing is removed there, all that went there from here is kept"
                 sys.stderr.write(f"{' '.join(str(error).split())}; {kept}\n")
@@ -113,44 +111,26 @@ def of_what_they_were_made(project: Project, digests: set[str]) -> set[str]:
 
 def on_host_in_words(pruned: Pruned, dry_run: bool) -> str:
     """`freed 1.2 GB: 2 releases, 7 files`, or what would be."""
-    counts = [
-        f"{count} {name if count == 1 else f'{name}s'}"
-        for name, count in (("release", len(pruned.releases)), ("file", pruned.files))
-        if count
-    ]
-    verb = "would free" if dry_run else "freed"
-    return f"{verb} {amount(pruned.bytes)}: {', '.join(counts)}"
-
-
-def released_on(host: Host) -> set[str]:
-    """Digests of every release on a host: of its files, and of its manifest. Raises QuernError."""
-    digests: set[str] = set()
-    for model in host.directories(host.root):
-        folder = host.root / model / "releases"
-        for release_id in host.directories(folder):
-            data = host.read(folder / release_id / "manifest.json")
-            if data is not None:
-                release = Release.of(data, f"{host.name}: {folder / release_id / 'manifest.json'}")
-                digests.update(release.digest(role) for role in release.manifest["roles"])
-                digests.add(digest_of_bytes(data))
-    return digests
+    counts = {"release": len(pruned.releases), "file": pruned.files}
+    return freed(pruned.bytes, counts, dry_run)
 
 
 def in_words(collected: Collected, dry_run: bool) -> str:
     """`freed 1.2 GB: 12 objects, 5 results, 1 leftover`, or what would be."""
-    if not (collected.objects or collected.results or collected.leftovers):
+    counts = {
+        "object": collected.objects,
+        "result": collected.results,
+        "leftover": collected.leftovers,
+    }
+    if not any(counts.values()):
         return "nothing to free: all that is in the store is needed"
-    counts = [
-        f"{count} {name if count == 1 else f'{name}s'}"
-        for name, count in (
-            ("object", collected.objects),
-            ("result", collected.results),
-            ("leftover", collected.leftovers),
-        )
-        if count
-    ]
-    verb = "would free" if dry_run else "freed"
-    return f"{verb} {amount(collected.bytes)}: {', '.join(counts)}"
+    return freed(collected.bytes, counts, dry_run)
+
+
+def freed(bytes: int, counts: dict[str, int], dry_run: bool) -> str:
+    """What went, or would: bytes, and how many of each."""
+    told = [f"{n} {what if n == 1 else f'{what}s'}" for what, n in counts.items() if n]
+    return f"{'would free' if dry_run else 'freed'} {amount(bytes)}: {', '.join(told)}"
 
 
 def amount(count: int) -> str:

@@ -17,7 +17,7 @@ from tasks.core.configuration import (
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.hosts import health
-from tasks.hosts.channels import Channel, channels_of, host_of, live_release
+from tasks.hosts.channels import Channel, channels_of, host_of, how_it_gets_a_release, live_release
 
 
 class HealthCommand(ProjectCommand, DoitCmdBase):  # type: ignore[misc]
@@ -97,8 +97,8 @@ def channel_findings(
     except FileNotFoundError as missing:
         return [health.Finding("release", health.UNHEALTHY, f"{missing.args[0]} is missing")]
     if release is None:
-        how = f"promote {name}" if channel["promoted"] else f"deploy:{name}"
-        text = f"nothing was deployed to {channel['channel']} yet: doit {how}"
+        how = how_it_gets_a_release(name, channel)
+        text = f"nothing was deployed to {channel['channel']} yet: {how}"
         return [health.Finding("release", health.UNHEALTHY, text)]
     found = health.file_findings(host, name, channel, release)
     if "port" not in channel:

@@ -12,21 +12,20 @@ from tasks.core.configuration import (
     configuration_file,
     is_compared,
     load_configuration,
-    promotion_of,
+    promotion_policy,
 )
 from tasks.core.digest import read_digests
 from tasks.core.errors import QuernError
 from tasks.core.project import Project
 from tasks.core.provenance import provenance
 from tasks.core.recipe import FunctionAction
-from tasks.hosts.channels import Channel, channels_of, host_of, in_words
-from tasks.hosts.comparison import read_comparison
+from tasks.hosts.channels import Channel, built_for_host, channels_of, host_of, in_words
 from tasks.hosts.history import Journal
 from tasks.hosts.marks import Marks
 from tasks.hosts.promotion import NotPromoted, Place, Promotion, figures
 from tasks.hosts.prune import prune
 from tasks.hosts.releases import Release
-from tasks.models.layout import language_release_files, manifest_file, release_files
+from tasks.models.layout import files_of_release, manifest_file
 
 option_force = {
     "name": "force",
@@ -48,8 +47,8 @@ def task_promotion() -> Iterator[dict[str, Any]]:
     """Where `promote: auto`, compare the candidate with what is stable, and promote it."""
     yield {"name": None, "doc": task_promotion.__doc__}
     for name, model in load_configuration().models.items():
-        promotion = promotion_of(model)
-        if promotion is not None and promotion.by == "auto":
+        policy = promotion_policy(model)
+        if policy is not None and policy.by == "auto":
             yield {
                 "name": name,
                 "doc": f"Promote the candidate of {name}, if it is no worse than what is stable.",
@@ -95,14 +94,13 @@ def promotions_of(project: Project, model: str) -> list[Promotion]:
     for stable in (channel for channel in channels if channel["promoted"]):
         candidate = on_the_same_host(candidates, stable)
         after = on_the_same_host(servers, stable) if servers and "port" not in stable else None
-        of_host = stable["host"] if stable["ssh"] and isinstance(wanted, Classifier) else ""
         found.append(
             Promotion(
                 model,
                 Place(host_of(project.root, candidate), candidate),
                 Place(host_of(project.root, stable), stable),
                 wanted.compare.margin,
-                Path(manifest_file(model, of_host)),
+                Path(manifest_file(model, built_for_host(wanted, stable))),
                 Place(host_of(project.root, after), after) if after else None,
             )
         )
@@ -135,7 +133,7 @@ def promote(project: Project, promotion: Promotion, force: bool = False, reason:
         promotion.refuse_early(release)
     comparison = None
     if stable.live(model) is not None and promotion.after is None:
-        comparison = promotion.comparison(read_comparison)
+        comparison = promotion.comparison()
         if not force:
             comparison = comparison or compared(project, promotion)
             promotion.refuse_worse(comparison)
@@ -181,12 +179,8 @@ def files_here(project: Project, promotion: Promotion, release: Release) -> dict
     """Role → path here of the release's files, from the project or its store; {} if one isn't here
     any more: then the host must have the release."""
     wanted = load_configuration().models[promotion.model]
-    channel = promotion.stable.channel
-    if isinstance(wanted, Classifier):
-        of_host = channel["host"] if channel["ssh"] else ""
-        made = release_files(promotion.model, wanted.classes, of_host)
-    else:
-        made = language_release_files(promotion.model, wanted)
+    host = built_for_host(wanted, promotion.stable.channel)
+    made = files_of_release(promotion.model, wanted, host)
     found = {}
     for role, entry in release.manifest["roles"].items():
         places = [made.get(role, ""), str(project.store.object_path(entry["xxh3_128"]))]
@@ -222,7 +216,7 @@ def unsettled(promotion: Promotion) -> str:
         live = promotion.after.live(promotion.model)
         if live is None or live.id != release.id:
             return ""
-    elif promotion.comparison(read_comparison):
+    elif promotion.comparison():
         return ""  # it would be there if it were good enough
     return f"{release.name} ({release.id}) is in {in_words(promotion.candidate.channel)} only"
 

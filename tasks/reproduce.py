@@ -158,10 +158,10 @@ class Recorded:
                     seen.add(material)
                     yield material
 
-    def _bring_back(self, path: str, digest: str | None, clean: Path) -> None:
+    def _bring_back(self, path: str, digest: str, clean: Path) -> None:
         """See that `path` in `clean` has the bytes of `digest`."""
         target = clean / path
-        if digest is None or (target.is_file() and read_digests(target)[1] == digest):
+        if target.is_file() and read_digests(target)[1] == digest:
             return
         source = self._bytes_of(digest, path)
         if Path(path).is_absolute():
@@ -236,8 +236,9 @@ def build(clean: Path, task: str) -> None:
 
 
 def compare(recorded: Release, rebuilt: Release) -> dict[str, Any]:
-    """{"release", "same", "files": {role: {"file", "recorded", "rebuilt"}}, "manifest": …} with
-    digests (xxh3_128). Of the manifest, where the checkpoint came from is taken as recorded."""
+    """{"release", "same", "files": {role: {"file", "recorded", "rebuilt"}}}, the last two digests
+    (xxh3_128); the manifest is among the files, and where its checkpoint came from is taken as
+    recorded."""
     files = {
         role: {
             "file": entry["file"],

@@ -9,10 +9,18 @@ from doit.cmd_base import DoitCmdBase
 
 from tasks.core.commands.plan import option_json
 from tasks.core.commands.project_command import TRY_AGAIN_LATER, ProjectCommand
-from tasks.core.configuration import Classifier, load_configuration
+from tasks.core.configuration import load_configuration
 from tasks.core.errors import QuernError, TryAgainLater
 from tasks.core.project import Project
-from tasks.hosts.channels import Channel, channels_of, deployment_of, host_of, wanted_release
+from tasks.hosts.channels import (
+    Channel,
+    built_for_host,
+    channels_of,
+    deployment_of,
+    host_of,
+    how_it_gets_a_release,
+    wanted_release,
+)
 from tasks.hosts.history import live_since
 from tasks.hosts.host import Host
 from tasks.hosts.releases import Release
@@ -65,8 +73,8 @@ def channel_status(project: Project, model: str, channel: Channel) -> dict[str, 
         host = host_of(project.root, channel, project.index.digest)
         link = host.link_target(host.root / model / channel["channel"] / "current")
         if link is None:
-            what = "promote " if channel["promoted"] else "deploy:"
-            return {**row, "why": f"nothing is live yet: doit {what}{model}"}
+            how = how_it_gets_a_release(model, channel)
+            return {**row, "why": f"nothing is live yet: {how}"}
         live = Release.on(host, link)
         row |= {
             "release": live.id,
@@ -85,8 +93,7 @@ def difference(host: Host, live: Release, channel: Channel) -> str:
     """How what serves differs from what was built here last, or where nothing was, from its own
     release; "" if it doesn't."""
     model = load_configuration().models[live.model]
-    of_host = channel["host"] if channel["ssh"] and isinstance(model, Classifier) else ""
-    built = Path(manifest_file(live.model, of_host))
+    built = Path(manifest_file(live.model, built_for_host(model, channel)))
     wanted = wanted_release(host, channel, Release.read(built)) if built.exists() else live
     return deployment_of(host, channel, wanted or live).drift()
 

@@ -28,7 +28,6 @@ from tasks.comparison.compare import (
     NothingToCompare,
     compare,
     live_in,
-    stands,
     unseen,
 )
 from tasks.core.configuration import load_configuration
@@ -37,7 +36,7 @@ from tasks.core.paired import difference_interval, mcnemar, paired_figures, wils
 from tasks.core.project import Project
 from tasks.hosts.asking import ask_both
 from tasks.hosts.channels import deployment_of, host_of, live_release
-from tasks.hosts.comparison import read_comparison
+from tasks.hosts.comparison import read_comparison, stands
 from tasks.hosts.history import on_host, went_live
 from tasks.hosts.kept_alive import KeptAlive
 from tasks.hosts.local import LocalHost

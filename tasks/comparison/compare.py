@@ -29,8 +29,8 @@ from tasks.hosts.asking import (
     ask_chat,
     ask_class,
 )
-from tasks.hosts.channels import Channel, host_of, in_words, live_release
-from tasks.hosts.comparison import FORMAT, keep_comparison
+from tasks.hosts.channels import Channel, host_of, how_it_gets_a_release, in_words, live_release
+from tasks.hosts.comparison import FORMAT, keep_comparison, stands
 from tasks.hosts.history import Journal
 
 EVALUATION = "weights/evaluation"
@@ -133,11 +133,6 @@ def by_who(pair: Pair, what: Callable[[Live], Any]) -> dict[str, Any]:
     return {"candidate": what(pair[0]), "stable": what(pair[1])}
 
 
-def stands(difference: float, margin: float) -> bool:
-    """Whether a candidate that differs so from the stable release may be promoted."""
-    return difference >= -margin
-
-
 def live_in(project: Project, name: str, channel: Channel) -> Live:
     """A channel's server, with the release that it has. Raises QuernError."""
     host = host_of(project.root, channel)
@@ -146,8 +141,8 @@ def live_in(project: Project, name: str, channel: Channel) -> Live:
     except FileNotFoundError as missing:
         raise QuernError(f"{host.name}: {missing.args[0]} is missing") from None
     if release is None:
-        how = "promote " if channel["promoted"] else "deploy:"
-        raise QuernError(f"nothing is live in {in_words(channel)} yet: doit {how}{name}")
+        how = how_it_gets_a_release(name, channel)
+        raise QuernError(f"nothing is live in {in_words(channel)} yet: {how}")
     return Live(host, channel, release)
 
 

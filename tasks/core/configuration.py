@@ -93,9 +93,9 @@ class Preprocess(Section, frozen=True):
 
 class CompareImages(Section, frozen=True):
     """The labelled images on which a candidate is held against the stable release: `images` is a
-    folder with a folder per class, or a CSV file with the columns image and class (docs/channels.md
-    ). A candidate that is less accurate by more than `margin` is not promoted; 0.01 is one point.
-    """
+    folder with a folder per class, or a CSV file with the columns image and class
+    (docs/channels.md). A candidate that is less accurate by more than `margin` is not promoted;
+    0.01 is one point."""
 
     images: str | None = None
     margin: Share = 0.0
@@ -242,7 +242,7 @@ class LanguageModel(Section, frozen=True, tag_field="kind", tag="llm"):
 
 
 @dataclass(frozen=True)
-class Promotion:
+class PromotionPolicy:
     """New releases go to the channel `candidate`; what brings them from there to the others is
     `by`."""
 
@@ -250,14 +250,14 @@ class Promotion:
     by: Promote
 
 
-def promotion_of(model: Classifier | LanguageModel) -> Promotion | None:
+def promotion_policy(model: Classifier | LanguageModel) -> PromotionPolicy | None:
     """How releases come to the channels of a model; None: each gets every release."""
     names = [name for wanted in model.deploy.values() for name in channel_names(wanted)]
     candidate = CANDIDATE if CANDIDATE in names else next(iter(names), CANDIDATE)
     said = next(iter(promotions(model)), None)
     if said is None and (candidate != CANDIDATE or set(names) <= {CANDIDATE}):
         return None
-    return Promotion(candidate, said or "manual")
+    return PromotionPolicy(candidate, said or "manual")
 
 
 def promotions(model: Classifier | LanguageModel) -> list[Promote]:
@@ -433,18 +433,18 @@ def _check_promotion(configuration: Configuration, name: str, tree: Any, path: s
             if (channel == "promote") == isinstance(port, int):
                 problem = "must be manual or auto" if channel == "promote" else "must be a port"
                 raise _fault(path, tree, [*keys, host, channel], problem)
-    promotion = promotion_of(model)
-    if promotion is None:
+    policy = promotion_policy(model)
+    if policy is None:
         return
     if len(promotions(model)) > 1:
         raise _fault(path, tree, keys, "promote is manual on one host and auto on another")
     names = {name for wanted in model.deploy.values() for name in channel_names(wanted)}
-    if names == {promotion.candidate}:
-        raise _fault(path, tree, keys, f"there is no channel to promote {promotion.candidate} to")
-    if promotion.candidate == STABLE:
+    if names == {policy.candidate}:
+        raise _fault(path, tree, keys, f"there is no channel to promote {policy.candidate} to")
+    if policy.candidate == STABLE:
         problem = "new releases would go to stable; name the candidate's channel before it"
         raise _fault(path, tree, keys, problem)
-    if promotion.by == "auto" and not is_compared(model):
+    if policy.by == "auto" and not is_compared(model):
         what = "images" if isinstance(model, Classifier) else "questions"
         problem = f"promote: auto goes by a comparison; give models.{name}.compare.{what}"
         raise _fault(path, tree, keys, problem)

@@ -15,7 +15,7 @@ from tasks.core.configuration import (
     ModelDeploy,
     Ollama,
     channel_ports,
-    promotion_of,
+    promotion_policy,
 )
 from tasks.core.configuration import (
     Host as HostSection,
@@ -39,7 +39,7 @@ Channel = dict[str, Any]
 
 def channels_of(model: Classifier | LanguageModel, configuration: Configuration) -> list[Channel]:
     """Every channel that the model goes to, servers before folders: they prove it first."""
-    promotion = promotion_of(model)
+    policy = promotion_policy(model)
     channels: list[Channel] = []
     for host, wanted in model.deploy.items():
         known = configuration.hosts.get(host, HostSection())
@@ -58,7 +58,7 @@ def channels_of(model: Classifier | LanguageModel, configuration: Configuration)
                 plain = msgspec.to_builtins(settings)
                 channels.append({**of_host, "channel": name, "settings": plain})
     for channel in channels:
-        channel["promoted"] = promotion is not None and channel["channel"] != promotion.candidate
+        channel["promoted"] = policy is not None and channel["channel"] != policy.candidate
     return channels
 
 
@@ -81,6 +81,17 @@ def _lmstudio(wanted: LmStudio | str | None) -> LmStudio | None:
 
 def _ollama(wanted: Ollama | bool | None) -> Ollama | None:
     return (Ollama() if wanted else None) if isinstance(wanted, bool) else wanted
+
+
+def built_for_host(model: Classifier | LanguageModel, channel: Channel) -> str:
+    """The host whose programs a channel's release has, for tasks.models.layout: "" is this
+    machine."""
+    return channel["host"] if channel["ssh"] and isinstance(model, Classifier) else ""
+
+
+def how_it_gets_a_release(model: str, channel: Channel) -> str:
+    """`doit promote dogs` or `doit deploy:dogs`."""
+    return f"doit promote {model}" if channel["promoted"] else f"doit deploy:{model}"
 
 
 def in_words(channel: Channel) -> str:

@@ -17,6 +17,11 @@ FORMAT = 1
 IN_HISTORY = ("accuracy", "difference", "interval", "p", "set")
 
 
+def stands(difference: float, margin: float) -> bool:
+    """Whether a candidate that differs so from the stable release may be promoted."""
+    return difference >= -margin
+
+
 def read_comparison(host: Host, model: str, candidate: str, stable: str) -> dict[str, Any] | None:
     """The last comparison of two releases (ids) that is kept on a host; None if there is none.
     Raises QuernError, OSError."""

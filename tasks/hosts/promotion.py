@@ -2,13 +2,19 @@
 there; nothing is built for it, and nothing is sent to a host that has it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import QuernError
-from tasks.hosts.channels import Channel, deployment_of, in_words, live_release
+from tasks.hosts.channels import (
+    Channel,
+    deployment_of,
+    how_it_gets_a_release,
+    in_words,
+    live_release,
+)
+from tasks.hosts.comparison import read_comparison, stands
 from tasks.hosts.history import Journal, live_since
 from tasks.hosts.host import Host
 from tasks.hosts.marks import Marks
@@ -59,7 +65,7 @@ class Promotion:
         if candidate is None:
             raise NotPromoted(
                 f"{self.model}: nothing is live in {in_words(self.candidate.channel)} yet: "
-                f"doit deploy:{self.model}"
+                + how_it_gets_a_release(self.model, self.candidate.channel)
             )
         release = candidate
         if self.stable.host.name != self.candidate.host.name and self.built_there.exists():
@@ -69,13 +75,13 @@ class Promotion:
         live = self.stable.live(self.model)
         return None if live is not None and live.id == release.id else release
 
-    def comparison(self, read: Callable[[Host, str, str, str], Comparison | None]) -> Any:
-        """The comparison of the two live releases that `read` finds, None if it is older than the
+    def comparison(self) -> Comparison | None:
+        """The comparison of the two live releases that is kept, None if it is older than the
         candidate's release is live."""
         candidate, stable = self.candidate.live(self.model), self.stable.live(self.model)
         if candidate is None or stable is None:
             return None
-        found = read(self.candidate.host, self.model, candidate.id, stable.id)
+        found = read_comparison(self.candidate.host, self.model, candidate.id, stable.id)
         since = live_since(self.candidate.host, candidate, self.candidate.channel["channel"])
         return found if found and since is not None and found["at"] > since else None
 
@@ -101,7 +107,7 @@ class Promotion:
 
     def refuse_worse(self, comparison: Comparison) -> None:
         """Raises NotPromoted, with the figures, for a candidate that is worse beyond the margin."""
-        if comparison["difference"] < -self.margin:
+        if not stands(comparison["difference"], self.margin):
             raise NotPromoted(
                 f"{self.model}: the candidate is worse: {figures(comparison)}; {self.margin:.2%} "
                 f"is allowed (models.{self.model}.compare.margin); to promote it all the same: "

@@ -1,16 +1,16 @@
 """Old releases removed from a host, with what of its store no release names any more."""
 
-import json
 from collections.abc import Container, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.core.digest import digest_of_bytes
 from tasks.hosts.history import went_live
 from tasks.hosts.holder import Holder, Server
 from tasks.hosts.host import Host
 from tasks.hosts.pins import Pins
-from tasks.hosts.releases import live_releases
+from tasks.hosts.releases import Release, live_releases
 from tasks.hosts.unix_http import Refused, Unreachable
 
 
@@ -80,8 +80,8 @@ def collect(host: Host, keep: Mapping[str, int], dry_run: bool) -> Pruned:
 
 
 def needed(host: Host, without: Container[Path] = ()) -> set[str]:
-    """The digests of all files of the releases on the host, but those in the directories
-    `without`."""
+    """The digests of all files of the releases on the host, and of their manifests, but those in
+    the directories `without`. Raises QuernError for a damaged manifest."""
     directories = [
         host.root / model / "releases" / name
         for model in host.directories(host.root)
@@ -111,7 +111,9 @@ def _release_of(server: Server) -> str:
 
 
 def _digests(host: Host, directory: Path) -> set[str]:
-    data = host.read(directory / "manifest.json")
+    path = directory / "manifest.json"
+    data = host.read(path)
     if data is None:
         return set()
-    return {entry["xxh3_128"] for entry in json.loads(data)["roles"].values()}
+    release = Release.of(data, f"{host.name}: {path}")
+    return {digest_of_bytes(data), *(release.digest(role) for role in release.manifest["roles"])}

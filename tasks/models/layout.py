@@ -2,7 +2,7 @@
 
 import re
 
-from tasks.core.configuration import LanguageModel, Source
+from tasks.core.configuration import Classifier, LanguageModel, Source
 from tasks.models.hugging_face import pretrained_files, tokenizer_files
 from tasks.models.llama_cpp.files import library_file, server_files
 
@@ -110,3 +110,10 @@ def language_release_files(name: str, model: LanguageModel) -> dict[str, str]:
         files |= {"server": CHAT_SERVER, "holder": HOLDER, "engine": LLAMA_SERVER}
         files |= {library: f"{LLAMA_FOLDER}/{library}" for library in server_files()}
     return files
+
+
+def files_of_release(name: str, model: Classifier | LanguageModel, host: str) -> dict[str, str]:
+    """Role → path, for everything a release of `model` is made of, with the programs for `host`."""
+    if isinstance(model, Classifier):
+        return release_files(name, model.classes, host)
+    return language_release_files(name, model)

@@ -137,7 +137,7 @@ class ProjectCommand:
 
     def one_by_one(self, places: Iterable[T], act: Callable[[T], str]) -> int:
         """Print what `act` says of each place; where it fails, the others don't wait for it.
-        Returns the exit status: 75 if all faults are likely to pass, else 1, without any 0."""
+        Returns the exit status."""
         faults = []
         for place in places:
             try:
@@ -145,9 +145,7 @@ class ProjectCommand:
             except QuernError as error:
                 sys.stderr.write(f"{error}\n")
                 faults.append(error)
-        if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
-            return TRY_AGAIN_LATER
-        return 1 if faults else 0
+        return status_of(faults)
 
     def load_tasks(self, args: list[str]) -> None:
         """Make the tasks of what lies in the project now."""
@@ -171,6 +169,14 @@ class ProjectCommand:
             relative = os.path.relpath(path, self.project.root)
             return path if relative.startswith("..") else relative
         return os.path.normpath(path)
+
+
+def status_of(faults: list[QuernError]) -> int:
+    """The exit status of a command that met these: 75 if all are likely to pass, else 1; 0 without
+    any."""
+    if faults and all(isinstance(fault, TryAgainLater) for fault in faults):
+        return TRY_AGAIN_LATER
+    return 1 if faults else 0
 
 
 def is_own(file: str) -> bool:
