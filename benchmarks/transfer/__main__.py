@@ -59,6 +59,7 @@ def plain():
 def ours():
     global start
     connection = ssh.connect("edge", config)
+    connection.run(":")
     known = int(size), sha256
     start = time.perf_counter()
     if kind == "upload":
