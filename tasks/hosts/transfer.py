@@ -7,13 +7,13 @@ Bytes go by OpenSSH's `ssh` program (ssh_stream) when it is here, the round trip
 64 MiB or more are missing; else by SFTP through paramiko (sftp_stream). Why, in seconds, ours with
 its SHA-256 and synced, on two cores that the sshd shares (all but the third by
 `python -m benchmarks.transfer`):
-  1 GB, loopback     the program 2.1, paramiko 2.9, rsync 1.8 (with --fsync 2.3), scp 1.7
-  the same, busy     the program 2.4, paramiko 3.7, rsync 3.9 (with --fsync 3.9), scp 2.8
+  1 GB, loopback     the program 2.1, paramiko 2.2, rsync 2.7 (with --fsync 2.6), scp 2.0
+  the same, again    the program 2.3, paramiko 2.9, rsync 2.9 (with --fsync 3.1), scp 2.1
   200 MB, 5 ms       the program 1.5, paramiko 1.1, scp 1.2
   200 MB, 50 ms      the program 5.8, paramiko 1.1, scp 6.3; upwards 6.7, 2.5, 6.2
 OpenSSH has 2 MiB on the way, whatever the line; and its handshake costs 0.2 s and a few round
-trips. rsync isn't used: it takes no SHA-256, which is all that it is faster by, and of a fine-tuned
-checkpoint its delta finds nothing that is still the same.
+trips. rsync isn't used: it takes no SHA-256, and of a fine-tuned checkpoint its delta finds nothing
+that is still the same.
 """
 
 import errno
