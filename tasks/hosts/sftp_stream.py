@@ -22,8 +22,7 @@ from tasks.hosts.ssh import PACKET_BYTES, Connection, OutOfReach, end
 REQUEST_BYTES = 255 << 10
 # What every server must take (draft, section 3); those with `limits@openssh.com` take more.
 PLAIN_REQUEST_BYTES = 32 << 10
-# 16 MB on the way fill 1 Gbit/s at 130 ms. On a short line more than is needed only pushes the
-# bytes out of the processor's cache: 3.0 CPU seconds a GB with 8 requests, 3.5 with 32.
+# 16 MB on the way fill 1 Gbit/s at 130 ms. On a short line 2 MB do: 4 to 32 requests measure alike.
 OUTSTANDING_NEAR, OUTSTANDING_FAR = 8, 64
 # glibc gives the memory of each packet back to the kernel and fetches it page by page again, until
 # something larger was freed once (mallopt(3), "dynamic mmap threshold"): a fifth of the time.
@@ -175,7 +174,7 @@ class _Transfer:
     ) -> None:
         self.path, self.done, self.size, self.descriptor = path, offset, size, fd
         self.session = Session(connection, silence)
-        bytearray(LARGER_THAN_A_PACKET_BYTES)
+        bytearray(LARGER_THAN_A_PACKET_BYTES)  # freed at once
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
