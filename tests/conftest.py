@@ -9,11 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.build_project import BuildProject, kill_started
+from tests.native_build import llama_build, native_build
 from tests.receiver import Receiver
 
 # A shell's background job ignores SIGINT, nohup's SIGHUP; so would every doit started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With workers (`-n`), build the programs first: many tests begin with a copy of the store,
+    and are disturbed by one that compiles into it meanwhile."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        native_build()
+        llama_build()
 
 
 @pytest.fixture(scope="session")
