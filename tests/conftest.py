@@ -20,7 +20,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """With workers (`-n`), build the programs first: many tests begin with a copy of the store,
     and are disturbed by one that compiles into it meanwhile."""
-    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+    is_worker = hasattr(session.config, "workerinput")
+    if session.config.getoption("numprocesses", None) and not is_worker:
         native_build()
         llama_build()
 

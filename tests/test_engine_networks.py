@@ -17,7 +17,7 @@ from tests.networks import CLASSES, NETWORKS, drawings, input_shape, trained
 
 __all__ = ["native"]
 
-PATHS = ["scalar", "avx2", "avx512", "neon"]
+PATHS = ["scalar", "avx2", "avx512", "avx512-pairs", "neon"]
 PREPROCESS = {
     "mode": "RGB",
     "resize": None,

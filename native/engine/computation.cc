@@ -41,7 +41,9 @@ std::unique_ptr<Computation> prepare(const Operation& operation, const Graph& gr
         return prepare_depthwise(operation, graph, kernels);
       }
       if (winograd_pays(operation, graph)) return prepare_winograd(operation, graph, kernels);
-      if (strassen_pays(operation, graph)) return prepare_strassen(operation, graph, kernels);
+      if (strassen_pays(operation, graph, kernels)) {
+        return prepare_strassen(operation, graph, kernels);
+      }
       return prepare_convolution(operation, graph, kernels);
     case OpKind::kLinear:
       return prepare_convolution(operation, graph, kernels);

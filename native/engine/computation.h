@@ -88,7 +88,7 @@ bool winograd_pays(const Operation& operation, const Graph& graph);
 std::unique_ptr<Computation> prepare_winograd(const Operation& operation, const Graph& graph,
                                               const Kernels& kernels);
 // A 1x1 convolution by Strassen's algorithm: likewise.
-bool strassen_pays(const Operation& operation, const Graph& graph);
+bool strassen_pays(const Operation& operation, const Graph& graph, const Kernels& kernels);
 std::unique_ptr<Computation> prepare_strassen(const Operation& operation, const Graph& graph,
                                               const Kernels& kernels);
 std::unique_ptr<Computation> prepare_depthwise(const Operation& operation, const Graph& graph,

@@ -1,5 +1,7 @@
 #include "engine/instructions.h"
 
+#include <utility>
+
 namespace quern {
 
 std::string_view name_of(InstructionSet set) {
@@ -10,6 +12,8 @@ std::string_view name_of(InstructionSet set) {
       return "avx2";
     case InstructionSet::kAvx512:
       return "avx512";
+    case InstructionSet::kAvx512Pairs:
+      return "avx512-pairs";
     default:
       return "scalar";
   }
@@ -24,6 +28,9 @@ std::vector<InstructionSet> instruction_sets() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
     sets.push_back(InstructionSet::kAvx512);
+    sets.push_back(InstructionSet::kAvx512Pairs);
+    // Intel's units that multiply 512 bits are also those that add.
+    if (!__builtin_cpu_is("amd")) std::swap(sets.back(), sets[sets.size() - 2]);
   }
 #elif defined(__aarch64__)
   sets.push_back(InstructionSet::kNeon);
@@ -38,6 +45,8 @@ const Kernels& kernels_of(InstructionSet set) {
       return avx2::kKernels;
     case InstructionSet::kAvx512:
       return avx512::kKernels;
+    case InstructionSet::kAvx512Pairs:
+      return avx512::kKernelsWithPairs;
 #elif defined(__aarch64__)
     case InstructionSet::kNeon:
       return neon::kKernels;

@@ -10,9 +10,11 @@
 
 namespace quern {
 
-enum class InstructionSet { kScalar, kNeon, kAvx2, kAvx512 };
+// kAvx512Pairs: AVX-512 with 1x1 convolutions by products of pairs (kernels/pairs.cc).
+enum class InstructionSet { kScalar, kNeon, kAvx2, kAvx512, kAvx512Pairs };
 
-std::string_view name_of(InstructionSet set);  // "scalar", "neon", "avx2", "avx512"
+// "scalar", "neon", "avx2", "avx512", "avx512-pairs"
+std::string_view name_of(InstructionSet set);
 // Those that this program has and this CPU runs, the fastest last.
 std::vector<InstructionSet> instruction_sets();
 inline InstructionSet best_instruction_set() { return instruction_sets().back(); }

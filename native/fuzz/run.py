@@ -116,6 +116,9 @@ def fuzz(
         str(found),
         str(CORPUS / target),
     ]
+    # By a shell that starts a process for it: what this process has had of memory would count as
+    # the program's (getrusage(2): ru_maxrss is kept when another program is executed).
+    command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
     started = time.monotonic()
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, errors="replace"

@@ -217,12 +217,13 @@ class RemoteHost:
         with self._sftp() as sftp:
             try:
                 with sftp.open(str(path), "rb") as file:
-                    size = file.stat().st_size or 0
+                    if first is not None:
+                        return file.read(first)
                     if last is not None:
-                        file.seek(max(0, size - last))
-                    elif first is None:
-                        file.prefetch(size)
-                    return file.read(first)
+                        file.seek(max(0, (file.stat().st_size or 0) - last))
+                    # To the end, as files of /proc have no size. Not by prefetch(): its thread
+                    # ends with a traceback when the line is cut.
+                    return b"".join(iter(lambda: file.read(file.MAX_REQUEST_SIZE), b""))
             except FileNotFoundError:
                 return None
 

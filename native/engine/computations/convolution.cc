@@ -5,11 +5,13 @@
 // channels reads; where groups are narrower than a block, the other channels' weights are zeros.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "engine/aligned.h"
 #include "engine/computation.h"
 #include "engine/computations/finish.h"
 #include "engine/computations/matrix.h"
+#include "engine/computations/pairs.h"
 
 namespace quern {
 namespace {
@@ -75,7 +77,12 @@ class Convolution final : public Computation {
         has_scale_(operation.has_scale) {
     unit_ = g_.planar ? 1 : kBlock;
     pack(operation, graph);
-    if (g_.reads_in_place()) return;
+    if (g_.reads_in_place()) {
+      if (sections_.size() == 1 && BalancedWeights::pays(g_.out)) {
+        balanced_.emplace(kernels, weights_.get(), g_.out.blocks(), g_.in.blocks());
+      }
+      return;
+    }
     phases_ = g_.planar ? 1 : g_.stride.x;
     columns_ =
         ((g_.out.width - 1) * g_.stride.x + (g_.kernel.x - 1) * g_.dilation.x + phases_) / phases_;
@@ -116,7 +123,8 @@ class Convolution final : public Computation {
 
   std::size_t scratch_floats() const override {
     if (!g_.reads_in_place()) return static_cast<std::size_t>(copied_floats_);
-    return static_cast<std::size_t>(g_.in.blocks()) * sizeof(std::int64_t) / sizeof(float);
+    return static_cast<std::size_t>(offset_floats() +
+                                    (balanced_ ? g_.out.height * g_.out.width : 0));
   }
 
   std::size_t weight_floats() const override { return weight_floats_; }
@@ -132,6 +140,8 @@ class Convolution final : public Computation {
   }
 
  private:
+  // At the beginning of the scratch memory, where the input is read in place: those of its blocks.
+  std::int64_t offset_floats() const { return g_.in.blocks() * kBlock; }
   std::int64_t copied_row() const { return phases_ * columns_ * unit_; }
 
   template <typename Function>
@@ -210,9 +220,14 @@ class Convolution final : public Computation {
     for (std::int64_t i = 0; i < g_.in.blocks(); ++i) offsets[i] = i * in.plane;
     // Rows follow each other without a gap: they are one long row.
     const std::int64_t pixels = (arguments.rows.last - arguments.rows.first) * g_.out.width;
+    const float* const input = in.data + arguments.rows.first * g_.in.row();
+    Factor factor;
+    if (balanced_) {
+      factor = balanced_->factor(input, offsets, pixels, arguments.scratch + offset_floats());
+    }
     for (const Section& section : sections_) {
-      convolve(arguments, section, in.data + arguments.rows.first * g_.in.row(), 0,
-               offsets + section.first_input, arguments.rows, 1, pixels);
+      convolve(arguments, section, input, 0, offsets + section.first_input, arguments.rows, 1,
+               pixels, factor);
     }
   }
 
@@ -221,14 +236,14 @@ class Convolution final : public Computation {
     const std::int64_t* offsets = offsets_.data();
     for (const Section& section : sections_) {
       convolve(arguments, section, arguments.scratch, g_.stride.y * copied_row(), offsets, rows,
-               rows.last - rows.first, g_.out.width);
+               rows.last - rows.first, g_.out.width, {});
       offsets += runs(section);
     }
   }
 
   void convolve(const Arguments& arguments, const Section& section, const float* input,
                 std::int64_t input_row, const std::int64_t* offsets, Rows rows, std::int64_t count,
-                std::int64_t pixels) const {
+                std::int64_t pixels, const Factor& factor) const {
     const View& out = arguments.output;
     Convolve c = {};
     c.input = input;
@@ -260,7 +275,11 @@ class Convolution final : public Computation {
         c.residual_plane = residual.plane;
       }
       if (has_scale_) c.scale = arguments.inputs.back().data + block * kBlock;
-      kernels_.convolve(c);
+      if (balanced_) {
+        balanced_->convolve(c, factor, block);
+      } else {
+        kernels_.convolve(c);
+      }
       finish_.rest(arguments, block, c.blocks, rows);
     }
   }
@@ -330,6 +349,7 @@ class Convolution final : public Computation {
   std::vector<Section> sections_;
   std::size_t weight_floats_ = 0;
   AlignedFloats weights_, bias_;
+  std::optional<BalancedWeights> balanced_;
   // Of the copied rows: output rows at a time, input rows, phases, columns of each.
   std::int64_t rows_ = 0, copied_rows_ = 0, phases_ = 1, columns_ = 0, copied_floats_ = 0;
   std::vector<std::int64_t> offsets_;  // of the copied rows, by section

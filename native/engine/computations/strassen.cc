@@ -14,10 +14,12 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <optional>
 
 #include "engine/aligned.h"
 #include "engine/computation.h"
 #include "engine/computations/finish.h"
+#include "engine/computations/pairs.h"
 
 namespace quern {
 namespace {
@@ -35,13 +37,15 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 alignas(64) constexpr std::array<float, kTogether * kBlock> kZeros = {};
 
 // Whether it takes less time than the direct convolution. As measured: sums cost too much with few
-// channels, and with few pixels the time goes by the weights that are read.
-bool pays(const Extent& in, const Extent& out) {
-  constexpr std::int64_t kFewestPixels = 40;
-  constexpr std::int64_t kFewestChannels = 128;
+// channels, and with few pixels the time goes by the weights that are read; more so where products
+// of pairs take less time.
+bool pays(const Extent& in, const Extent& out, const Kernels& kernels) {
+  const bool pairs = kernels.convolve_pairs != nullptr;
+  const std::int64_t fewest_pixels = pairs ? 100 : 40;
+  const std::int64_t fewest_channels = pairs ? 256 : 128;
   constexpr std::int64_t kMostChannels = 4096;
-  return out.height * out.width >= kFewestPixels &&
-         std::min(in.channels, out.channels) >= kFewestChannels &&
+  return out.height * out.width >= fewest_pixels &&
+         std::min(in.channels, out.channels) >= fewest_channels &&
          std::max(in.channels, out.channels) <= kMostChannels && in.blocks() % 2 == 0 &&
          out.blocks() % 2 == 0;
 }
@@ -59,13 +63,14 @@ class Strassen final : public Computation {
     batch_ = batch_of(out_.height * out_.width,
                       std::min(kMostPixels, kMostSums / (in_.blocks() * kBlock)));
     pack(*operation.node, graph);
+    balanced_.emplace(kernels, weights_.get(), kProducts * out_.blocks() / 2, half_in_);
   }
 
   bool by_rows() const override { return true; }
 
   std::size_t scratch_floats() const override {
     const std::int64_t blocks = 4 * half_in_ + 3 * std::min(kTogether, out_.blocks() / 2);
-    return static_cast<std::size_t>(offset_floats() + blocks * half(batch_) * kBlock);
+    return static_cast<std::size_t>(offset_floats() + (blocks * kBlock + kProducts) * half(batch_));
   }
 
   std::size_t weight_floats() const override {
@@ -83,12 +88,6 @@ class Strassen final : public Computation {
   }
 
  private:
-  // One of the seven factors that are made of A.
-  struct Factor {
-    const float* data;
-    const std::int64_t* offsets;  // of its blocks
-  };
-
   // A part of C, or what is kept to be added to it.
   struct Sum {
     float* data;
@@ -178,25 +177,25 @@ class Strassen final : public Computation {
       kernels_.strassen_input({a11 + from, a12 + from, a11 + second + from, a12 + second + from,
                                s1 + to, s2 + to, s3 + to, s4 + to, plane});
     }
-    const std::array<Factor, kProducts> factors = {{{a11, offsets},
-                                                    {s2, sum_offsets},
-                                                    {a12, offsets},
-                                                    {s1, sum_offsets},
-                                                    {s3, sum_offsets},
-                                                    {s4, sum_offsets},
-                                                    {a12 + second, offsets}}};
     float* const scratch = s4 + half_in_ * plane;
-    const float* weights = weights_.get();
+    float* pairs = scratch + 3 * std::min(kTogether, out_.blocks() / 2) * plane;
+    const auto factor = [&](const float* data, const std::int64_t* its_offsets) {
+      const Factor made = balanced_->factor(data, its_offsets, half(pixels), pairs);
+      pairs += half(pixels);
+      return made;
+    };
+    const std::array<Factor, kProducts> factors = {
+        factor(a11, offsets),         factor(s2, sum_offsets), factor(a12, offsets),
+        factor(s1, sum_offsets),      factor(s3, sum_offsets), factor(s4, sum_offsets),
+        factor(a12 + second, offsets)};
     for (std::int64_t block = 0; block < out_.blocks(); block += 2 * half_out(block)) {
-      multiply(arguments, factors, weights, block, begin, pixels, scratch);
-      weights += kProducts * product_weights(half_out(block));
+      multiply(arguments, factors, block, begin, pixels, scratch);
     }
   }
 
   // The part of C that begins with `block`.
   void multiply(const Arguments& arguments, const std::array<Factor, kProducts>& factors,
-                const float* weights, std::int64_t block, std::int64_t begin, std::int64_t pixels,
-                float* scratch) const {
+                std::int64_t block, std::int64_t begin, std::int64_t pixels, float* scratch) const {
     const std::int64_t blocks = half_out(block);
     const std::int64_t plane = half(pixels) * kBlock;
     const std::int64_t second = (pixels - half(pixels)) * kBlock;
@@ -214,23 +213,18 @@ class Strassen final : public Computation {
     const Sum w = {v.data + blocks * plane, plane};  // S3 T3 and C22's bias, then with U
 
     Convolve c = {};
-    c.runs = half_in_;
-    c.run = kBlock;
-    c.step = kBlock;
     c.blocks = blocks;
-    c.rows = 1;
     c.pixels = half(pixels);
     const auto product = [&](const Factor& factor, const Sum& sum, const float* bias,
                              const Sum& to) {
-      c.input = factor.data;
-      c.offsets = factor.offsets;
-      c.weights = weights + (&factor - factors.data()) * product_weights(blocks);
       c.residual = sum.data;
       c.residual_plane = sum.plane;
       c.bias = bias;
       c.output = to.data;
       c.output_plane = to.plane;
-      kernels_.convolve(c);
+      // Before `block` are as many parts of all products.
+      const std::int64_t before = kProducts * block / 2 + (&factor - factors.data()) * blocks;
+      balanced_->convolve(c, factor, before);
     };
     // What is kept, for the last time read.
     const auto part = [&](const Factor& factor, const Sum& sum, const float* bias, float* to) {
@@ -276,15 +270,16 @@ class Strassen final : public Computation {
   std::int64_t batch_ = 0;  // pixels
   // bias_21_: of C21, which is made from what has the bias of C22.
   AlignedFloats weights_, bias_, bias_21_;
+  std::optional<BalancedWeights> balanced_;
 };
 
 }  // namespace
 
-bool strassen_pays(const Operation& operation, const Graph& graph) {
+bool strassen_pays(const Operation& operation, const Graph& graph, const Kernels& kernels) {
   const Node* node = operation.node;
   if (node == nullptr || operation.inputs[0] == 0 || operation.through != nullptr) return false;
   return is_pointwise(*node, graph) &&
-         pays(extent_of(graph, operation.inputs[0]), extent_of(graph, operation.output));
+         pays(extent_of(graph, operation.inputs[0]), extent_of(graph, operation.output), kernels);
 }
 
 std::unique_ptr<Computation> prepare_strassen(const Operation& operation, const Graph& graph,

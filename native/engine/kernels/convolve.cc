@@ -14,12 +14,12 @@ constexpr int kMostPixels = kLanes == 1 ? 2 : kSums / kPerBlock > 14 ? 14 : kSum
 // More would save nothing: the weights are read once a tile.
 constexpr int kMostBlocks = kLanes == 4 ? 2 : 4;
 
-// The widest tile for so many pixels: 1 or 2 blocks, 4 where less would leave the multiplier
-// waiting for its own results.
+// The widest tile for so many pixels: 1 or 2 blocks, 4 for a single pixel, whose sums would leave
+// the multiplier waiting for its own results.
 constexpr int blocks_for(int pixels) {
   int blocks = 1;
   while (blocks < kMostBlocks && 2 * blocks * pixels * kPerBlock <= kSums) blocks *= 2;
-  return blocks == 4 && pixels * kPerBlock > 3 ? 2 : blocks;
+  return blocks == 4 && pixels > 1 ? 2 : blocks;
 }
 
 template <int kPixels, int kBlocks, int kRun>
@@ -88,14 +88,16 @@ using Tile = void (*)(const Convolve&, const float*, const float*, const float*,
                       const float*, float*, const float*);
 
 // How many of the pixels left in a row the next tile takes: tiles of about one size, of one block
-// narrower ones where those keep the multiplier as busy. A planar input, that of one layer of a
-// network, has to do with a few sizes. Both for the program's size.
+// narrower ones where those keep the multiplier as busy; wide ones of even widths only. A planar
+// input, that of one layer of a network, has to do with a few sizes. All for the program's size.
 template <int kRun>
 constexpr int next_width(std::int64_t left, int blocks) {
   if (kRun == kBlock) {
     const int most = blocks < blocks_for(kMostPixels) ? kMostPixels / 2 : kMostPixels;
     const std::int64_t tiles = (left + most - 1) / most;
-    return static_cast<int>((left + tiles - 1) / tiles);
+    const std::int64_t width = (left + tiles - 1) / tiles;
+    if (width <= 8 || width % 2 == 0) return static_cast<int>(width);
+    return static_cast<int>(tiles == 1 ? (left + 1) / 2 : width - 1);
   }
   int width = kMostPixels;
   while (width > left) width /= 2;

@@ -17,6 +17,9 @@ void winograd_input(const WinogradInput& w);
 void winograd_output(const WinogradOutput& w);
 void strassen_input(const StrassenInput& s);
 void strassen_output(const StrassenOutput& s);
+void convolve_pairs(const Convolve& c);
+float sum_pairs(const float* input, const std::int64_t* offsets, std::int64_t runs,
+                std::int64_t pixels, float* pairs);
 
 // 0, 1, … as template arguments; std::integer_sequence, without the library.
 template <int... kNumbers>

@@ -45,7 +45,13 @@ struct Convolve {
   std::int64_t blocks, rows, pixels;
   const float* scale;  // [blocks][16]: of the sums and the residual; nullptr: none
   float low, high;     // limits of the output: ReLU and ReLU6
+  // Of products of pairs alone (kernels/pairs.cc): what the weights are multiplied by, the sums of
+  // products of their pairs, both [blocks][16], and those of the input's pairs, [pixels].
+  const float *balance, *weight_pairs, *input_pairs;
 };
+
+// Of a block's channels c and c + 8, those with c below this are a pair.
+constexpr int kPairedChannels = 5;
 
 // One channel at a time, for one block of channels and the output rows [first, last).
 struct Depthwise {
@@ -134,6 +140,12 @@ struct Kernels {
   void (*winograd_output)(const WinogradOutput&);
   void (*strassen_input)(const StrassenInput&);
   void (*strassen_output)(const StrassenOutput&);
+  // By products of pairs, one row of at least 7 pixels; nullptr: not here.
+  void (*convolve_pairs)(const Convolve&);
+  // The sums of products of the pairs of each pixel of an input as convolve() has it; returns the
+  // largest absolute value in it, NaN where there is one.
+  float (*sum_pairs)(const float* input, const std::int64_t* offsets, std::int64_t runs,
+                     std::int64_t pixels, float* pairs);
 };
 
 namespace scalar {
@@ -144,7 +156,8 @@ extern const Kernels kKernels;
 }
 namespace avx512 {
 extern const Kernels kKernels;
-}
+extern const Kernels kKernelsWithPairs;
+}  // namespace avx512
 namespace neon {
 extern const Kernels kKernels;
 }
