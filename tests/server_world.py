@@ -403,12 +403,12 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def connections(pid: int) -> list[str]:
-    """The process's accepted TCP sockets, as inode numbers."""
-    inodes = {
-        match[1]
-        for link in Path(f"/proc/{pid}/fd").iterdir()
-        if (match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())))
-    }
+    """The process's accepted TCP sockets, as inode numbers; one may just be closing."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())):
+                inodes.add(match[1])
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [row[9] for row in rows if row[3] == "01" and row[9] in inodes]
 

@@ -8,6 +8,7 @@ finding, whose input then lies in build/fuzz/findings.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import shutil
@@ -74,15 +75,18 @@ def build() -> Path:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     languages = {"CXX": program, "C": program.replace("clang++", "clang")}
     compilers = [f"-DCMAKE_{name}_COMPILER={path}" for name, path in languages.items()]
-    for command in (
-        ["cmake", "--preset", "fuzz", *compilers],
-        ["cmake", "--build", "--preset", "fuzz", "--parallel", str(os.cpu_count() or 1)],
-    ):
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
-        )
-        if done.returncode != 0:
-            raise FuzzError((done.stdout + done.stderr)[-4000:])
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (
+            ["cmake", "--preset", "fuzz", *compilers],
+            ["cmake", "--build", "--preset", "fuzz", "--parallel", str(os.cpu_count() or 1)],
+        ):
+            done = subprocess.run(
+                command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
+            )
+            if done.returncode != 0:
+                raise FuzzError((done.stdout + done.stderr)[-4000:])
     return BUILD / "native" / "fuzz"
 
 
