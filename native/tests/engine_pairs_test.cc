@@ -2,9 +2,9 @@
 // them: sums of an input and a weight, from which what is not wanted is taken away again.
 #include <doctest/doctest.h>
 
+#include "convolution_layer.h"
 #include "engine/computation.h"
 #include "engine/instructions.h"
-#include "pointwise_layer.h"
 
 using namespace quern;
 

@@ -1,14 +1,15 @@
 #include <doctest/doctest.h>
 
+#include "convolution_layer.h"
 #include "engine/computation.h"
 #include "engine/instructions.h"
-#include "pointwise_layer.h"
 
 using namespace quern;
 
 namespace {
 
 void check(Layer& layer, std::int64_t band) {
+  REQUIRE(strassen_pays(layer.operation, layer.graph, kernels_of(InstructionSet::kScalar)));
   for (const InstructionSet set : instruction_sets()) {
     CAPTURE(set);
     check_against_sums(layer, band, prepare_strassen, kernels_of(set), 5e-6);

@@ -1,4 +1,4 @@
-// A 1x1 convolution, for the tests of the algorithms that compute one.
+// A convolution, for the tests of the algorithms that compute one.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "engine/aligned.h"
@@ -19,22 +20,28 @@ namespace quern {
 using Prepare =
     std::function<std::unique_ptr<Computation>(const Operation&, const Graph&, const Kernels&)>;
 
-// A 1x1 convolution with all that its Operation and Graph refer to.
+// A convolution by square weights with stride 1, with all that its Operation and Graph refer to.
 struct Layer {
   Extent in, out;
+  std::int64_t kernel;
+  std::vector<std::int64_t> padding;  // top, left, bottom, right
   std::vector<float> weight, bias;
   Graph graph;
   Node node;
   Operation operation;
   float input_size = 1;  // of the numbers that check_against_sums() takes for the input
 
-  Layer(Extent input, std::int64_t outputs) : in(input) {
-    out = {outputs, in.height, in.width};
+  Layer(Extent input, std::int64_t outputs, std::int64_t side = 1,
+        std::vector<std::int64_t> around = {0, 0, 0, 0})
+      : in(input), kernel(side), padding(std::move(around)) {
+    out = {outputs, in.height + padding[0] + padding[2] - kernel + 1,
+           in.width + padding[1] + padding[3] - kernel + 1};
+    const std::int64_t taps = in.channels * kernel * kernel;
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
-    weight.resize(static_cast<std::size_t>(outputs * in.channels));
+    weight.resize(static_cast<std::size_t>(outputs * taps));
     bias.resize(static_cast<std::size_t>(outputs));
-    const float scale = 1.0F / std::sqrt(static_cast<float>(in.channels));
+    const float scale = 1.0F / std::sqrt(static_cast<float>(taps));
     for (float& w : weight) w = normal(random) * scale;
     for (float& b : bias) b = normal(random);
     graph.values = {{"input", {1, 3, 8, 8}},
@@ -42,13 +49,14 @@ struct Layer {
                     {"y", {1, out.channels, out.height, out.width}},
                     {"residual", {1, out.channels, out.height, out.width}},
                     {"scale", {1, out.channels, 1, 1}}};
-    graph.tensors = {{"weight", {outputs, in.channels, 1, 1}, weight}, {"bias", {outputs}, bias}};
+    graph.tensors = {{"weight", {outputs, in.channels, kernel, kernel}, weight},
+                     {"bias", {outputs}, bias}};
     node.op = find_operator("conv2d");
     node.inputs = {1};
     node.output = 2;
     node.tensors = {{"weight", 0}, {"bias", 1}};
     node.attributes = {
-        {"stride", {1, 1}}, {"padding", {0, 0, 0, 0}}, {"dilation", {1, 1}}, {"groups", {1}}};
+        {"stride", {1, 1}}, {"padding", padding}, {"dilation", {1, 1}}, {"groups", {1}}};
     operation.node = &node;
     operation.inputs = {1};
     operation.output = 2;
@@ -60,8 +68,16 @@ struct Layer {
   double sum(const float* input, std::int64_t o, std::int64_t y, std::int64_t x) const {
     double total = 0;
     for (std::int64_t i = 0; i < in.channels; ++i) {
-      const auto tap = static_cast<std::size_t>(o * in.channels + i);
-      total += double{weight[tap]} * input[in.offset(i, y, x)];
+      for (std::int64_t ky = 0; ky < kernel; ++ky) {
+        for (std::int64_t kx = 0; kx < kernel; ++kx) {
+          const std::int64_t from_y = y + ky - padding[0];
+          const std::int64_t from_x = x + kx - padding[1];
+          if (from_y < 0 || from_y >= in.height || from_x < 0 || from_x >= in.width) continue;
+          const std::int64_t tap = ((o * in.channels + i) * kernel + ky) * kernel + kx;
+          total +=
+              double{weight[static_cast<std::size_t>(tap)]} * input[in.offset(i, from_y, from_x)];
+        }
+      }
     }
     return total;
   }
