@@ -78,8 +78,9 @@ class Convolution final : public Computation {
     unit_ = g_.planar ? 1 : kBlock;
     pack(operation, graph);
     if (g_.reads_in_place()) {
-      if (sections_.size() == 1 && BalancedWeights::pays(g_.out)) {
-        balanced_.emplace(kernels, weights_.get(), g_.out.blocks(), g_.in.blocks());
+      if (sections_.size() == 1) {
+        balanced_.emplace(kernels, weights_.get(), g_.out.blocks(), g_.in.blocks(),
+                          g_.out.height * g_.out.width);
       }
       return;
     }

@@ -14,9 +14,14 @@ constexpr std::int64_t kMostBlocks = 4;  // of one call
 // are the most that a sum may lose.
 constexpr float kLeast = 1.0F / 16;
 constexpr float kMost = 64;
-// Fewer are less than a tile.
-constexpr std::int64_t kFewestPixels = 7;
+constexpr std::int64_t kTilePixels = 7;
 constexpr double kLargestExponent = 40;
+
+// Whether not too much is lost in the last tile, which repeats pixels.
+bool pays(std::int64_t pixels) {
+  const std::int64_t repeated = (kTilePixels - pixels % kTilePixels) % kTilePixels;
+  return pixels >= kTilePixels && repeated * 6 <= pixels;
+}
 
 // A power of two, exact to multiply by.
 float balance_of(double mean_square) {
@@ -26,12 +31,10 @@ float balance_of(double mean_square) {
 
 }  // namespace
 
-bool BalancedWeights::pays(const Extent& out) { return out.height * out.width >= kFewestPixels; }
-
 BalancedWeights::BalancedWeights(const Kernels& kernels, float* weights, std::int64_t blocks,
-                                 std::int64_t runs)
+                                 std::int64_t runs, std::int64_t pixels)
     : kernels_(&kernels), weights_(weights), runs_(runs) {
-  if (kernels.convolve_pairs == nullptr) return;
+  if (kernels.convolve_pairs == nullptr || !pays(pixels)) return;
   const auto channels = static_cast<std::size_t>(blocks * kBlock);
   balances_ = allocate_floats(channels);
   pairs_ = allocate_floats(channels);
@@ -56,7 +59,7 @@ BalancedWeights::BalancedWeights(const Kernels& kernels, float* weights, std::in
 
 Factor BalancedWeights::factor(const float* data, const std::int64_t* offsets, std::int64_t pixels,
                                float* pairs) const {
-  if (!balanced() || pixels < kFewestPixels) return {data, offsets, nullptr};
+  if (!balanced() || pixels < kTilePixels) return {data, offsets, nullptr};
   const float largest = kernels_->sum_pairs(data, offsets, runs_, pixels, pairs);
   return {data, offsets, largest >= kLeast && largest <= kMost ? pairs : nullptr};
 }

@@ -1,4 +1,4 @@
-// 1x1 convolutions by products of pairs (kernels/pairs.cc), where the instruction set has them and
+// Matrix products by products of pairs (kernels/pairs.cc), where the instruction set has them and
 // the input allows it. Private to this folder.
 //
 // x + w keeps few digits of the smaller one, so both must be of about one size: each output
@@ -21,10 +21,10 @@ struct Factor {
 class BalancedWeights {
  public:
   // Multiplies [blocks][runs][16][16] by their balances, in place, where the kernels have products
-  // of pairs; where they don't, nothing is changed by this class.
-  BalancedWeights(const Kernels& kernels, float* weights, std::int64_t blocks, std::int64_t runs);
+  // of pairs and those pay, mostly of so many pixels; else nothing is changed by this class.
+  BalancedWeights(const Kernels& kernels, float* weights, std::int64_t blocks, std::int64_t runs,
+                  std::int64_t pixels);
 
-  static bool pays(const Extent& out);
   // The factor, with its pairs written to `pairs` where it may be multiplied by them.
   Factor factor(const float* data, const std::int64_t* offsets, std::int64_t pixels,
                 float* pairs) const;

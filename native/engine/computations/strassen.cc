@@ -63,7 +63,8 @@ class Strassen final : public Computation {
     batch_ = batch_of(out_.height * out_.width,
                       std::min(kMostPixels, kMostSums / (in_.blocks() * kBlock)));
     pack(*operation.node, graph);
-    balanced_.emplace(kernels, weights_.get(), kProducts * out_.blocks() / 2, half_in_);
+    balanced_.emplace(kernels, weights_.get(), kProducts * out_.blocks() / 2, half_in_,
+                      half(batch_));
   }
 
   bool by_rows() const override { return true; }

@@ -5,15 +5,18 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "engine/aligned.h"
 #include "engine/computation.h"
 #include "engine/computations/finish.h"
+#include "engine/computations/pairs.h"
 
 namespace quern {
 namespace {
 
 constexpr std::int64_t kTap = 3;
+constexpr std::int64_t kMostElements = 36;  // of a tile in the transformed domain
 // Of the tiles in the transformed domain that are computed together, input and output: they should
 // stay in a second-level cache, with room for the weights that go by.
 constexpr std::int64_t kBatchFloats = 128 * 1024;
@@ -85,6 +88,8 @@ class Winograd final : public Computation {
     batch_ = batch_of(tiles_of({0, g_.out.height}), std::max(kBatchFloats / a_tile, kFewestTiles));
     for (std::int64_t i = 0; i < g_.in.blocks(); ++i) offsets_.push_back(i * batch_ * kBlock);
     pack(*operation.node, graph);
+    balanced_.emplace(kernels, weights_.get(), elements() * g_.out.blocks(), g_.in.blocks(),
+                      batch_);
   }
 
   // run() can do any rows, but tiles that are cut off and weights that are read again cost more
@@ -99,7 +104,8 @@ class Winograd final : public Computation {
 
   std::size_t scratch_floats() const override {
     return static_cast<std::size_t>(elements() *
-                                    (plane(g_.in.blocks()) + plane(together(g_.out.blocks()))));
+                                    (plane(g_.in.blocks()) + plane(together(g_.out.blocks())) +
+                                     batch_));
   }
 
   std::size_t weight_floats() const override {
@@ -118,6 +124,8 @@ class Winograd final : public Computation {
   }
 
  private:
+  using Factors = std::array<Factor, kMostElements>;
+
   std::int64_t elements() const { return (size_ + kTap - 1) * (size_ + kTap - 1); }
   std::int64_t columns() const { return tiles_across(g_.out.width, size_); }
   std::int64_t tiles_of(Rows rows) const {
@@ -170,9 +178,15 @@ class Winograd final : public Computation {
     float* const transformed = arguments.scratch;
     float* const products = transformed + elements() * plane(g_.in.blocks());
     transform_input(arguments, begin, tiles, transformed);
+    float* pairs = products + elements() * plane(together(g_.out.blocks()));
+    Factors factors;
+    for (std::int64_t element = 0; element < elements(); ++element, pairs += tiles) {
+      factors[static_cast<std::size_t>(element)] = balanced_->factor(
+          transformed + element * plane(g_.in.blocks()), offsets_.data(), tiles, pairs);
+    }
     for (std::int64_t block = 0; block < g_.out.blocks(); block += kTogether) {
       const std::int64_t blocks = std::min(kTogether, g_.out.blocks() - block);
-      multiply(transformed, block, blocks, tiles, products);
+      multiply(factors, block, blocks, tiles, products);
       transform_output(arguments, begin, tiles, block, blocks, products);
     }
   }
@@ -200,27 +214,20 @@ class Winograd final : public Computation {
   }
 
   // For each element, a matrix product of tiles with weights: a 1x1 convolution.
-  void multiply(const float* transformed, std::int64_t block, std::int64_t blocks,
-                std::int64_t tiles, float* products) const {
+  void multiply(const Factors& factors, std::int64_t block, std::int64_t blocks, std::int64_t tiles,
+                float* products) const {
     alignas(64) static constexpr std::array<float, kTogether * kBlock> kZeros = {};
     Convolve c = {};
-    c.offsets = offsets_.data();
-    c.runs = g_.in.blocks();
-    c.run = kBlock;
-    c.step = kBlock;
     c.bias = kZeros.data();
     c.output_plane = batch_ * kBlock;
     c.blocks = blocks;
-    c.rows = 1;
     c.pixels = tiles;
     c.low = -std::numeric_limits<float>::infinity();
     c.high = std::numeric_limits<float>::infinity();
-    const std::int64_t block_weights = g_.in.blocks() * kBlock * kBlock;
     for (std::int64_t element = 0; element < elements(); ++element) {
-      c.input = transformed + element * plane(g_.in.blocks());
-      c.weights = weights_.get() + (element * g_.out.blocks() + block) * block_weights;
       c.output = products + element * plane(together(g_.out.blocks()));
-      kernels_.convolve(c);
+      balanced_->convolve(c, factors[static_cast<std::size_t>(element)],
+                          element * g_.out.blocks() + block);
     }
   }
 
@@ -257,6 +264,7 @@ class Winograd final : public Computation {
   std::int64_t batch_ = 0;             // tiles
   std::vector<std::int64_t> offsets_;  // of the input's blocks in one element of a batch
   AlignedFloats weights_, bias_;
+  std::optional<BalancedWeights> balanced_;
 };
 
 }  // namespace
