@@ -22,6 +22,7 @@ from tasks.hosts.transfer import Changed, download, remove_old_partials, upload
 from tasks.hosts.transfer_directory import download_directory
 from tests import ssh_world
 from tests.gate import DOWN, UP, Gate
+from tests.server_world import wait
 from tests.ssh_world import Machine
 
 SIZE = 3_000_001
@@ -365,7 +366,10 @@ def test_a_disk_too_small_is_told_before_a_byte_moves(
 def test_a_disk_that_fills_up_keeps_what_came(
     gated: Connection, gate: Gate, source: Path, small_disk: Path, tmp_path: Path
 ) -> None:
+    partial = small_disk / f"{SHA256}.partial"
+
     def fill() -> None:
+        wait(lambda: partial.stat().st_size, "the first of it to be written", 20)
         with open(small_disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
@@ -373,8 +377,8 @@ def test_a_disk_that_fills_up_keeps_what_came(
     gate.after(1_000_000, DOWN, fill)
     with pytest.raises(QuernError, match="disk is full"):
         download(gated, str(source), SIZE, SHA256, tmp_path / "to", small_disk)
-    assert 0 < (small_disk / f"{SHA256}.partial").stat().st_size < SIZE
-    assert DATA.startswith((small_disk / f"{SHA256}.partial").read_bytes())
+    assert 0 < partial.stat().st_size < SIZE
+    assert DATA.startswith(partial.read_bytes())
     (small_disk / "filler").unlink()
     download(gated, str(source), SIZE, SHA256, tmp_path / "to", small_disk)
     assert (tmp_path / "to").read_bytes() == DATA
