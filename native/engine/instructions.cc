@@ -1,7 +1,5 @@
 #include "engine/instructions.h"
 
-#include <utility>
-
 namespace quern {
 
 std::string_view name_of(InstructionSet set) {
@@ -27,10 +25,10 @@ std::vector<InstructionSet> instruction_sets() {
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-    sets.push_back(InstructionSet::kAvx512);
-    sets.push_back(InstructionSet::kAvx512Pairs);
-    // Intel's units that multiply 512 bits are also those that add.
-    if (!__builtin_cpu_is("amd")) std::swap(sets.back(), sets[sets.size() - 2]);
+    // Intel's units that multiply 512 bits are also those that add: nothing is gained by pairs.
+    const bool pairs_pay = __builtin_cpu_is("amd");
+    sets.push_back(pairs_pay ? InstructionSet::kAvx512 : InstructionSet::kAvx512Pairs);
+    sets.push_back(pairs_pay ? InstructionSet::kAvx512Pairs : InstructionSet::kAvx512);
   }
 #elif defined(__aarch64__)
   sets.push_back(InstructionSet::kNeon);

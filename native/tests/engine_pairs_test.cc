@@ -51,11 +51,7 @@ TEST_CASE("1x1 convolutions by rows, with the residual or the scale, the activat
     for (const bool scaled : {false, true}) {
       CAPTURE(scaled);
       Layer layer({48, 9, 9}, 72);
-      layer.operation.activation = activation;
-      layer.operation.means = 3;
-      layer.operation.has_residual = !scaled;
-      layer.operation.has_scale = scaled;
-      layer.operation.inputs.push_back(scaled ? 4 : 3);
+      layer.end_with(scaled, activation);
       check(layer, 9);
       check(layer, 2);
     }

@@ -49,11 +49,7 @@ TEST_CASE("Strassen's products with the residual or the scale, then the activati
     for (const bool scaled : {false, true}) {
       CAPTURE(scaled);
       Layer layer({145, 7, 9}, 190);
-      layer.operation.activation = activation;
-      layer.operation.means = 3;
-      layer.operation.has_residual = !scaled;
-      layer.operation.has_scale = scaled;
-      layer.operation.inputs.push_back(scaled ? 4 : 3);
+      layer.end_with(scaled, activation);
       check(layer, layer.out.height);
       check(layer, 3);
     }

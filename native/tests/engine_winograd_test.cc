@@ -59,10 +59,7 @@ TEST_CASE("Winograd's convolution adds the residual, then activates, then takes 
        {Activation::kNone, Activation::kRelu, Activation::kRelu6, Activation::kSilu}) {
     CAPTURE(static_cast<int>(activation));
     Layer layer({32, 10, 10}, 33, 3, {1, 1, 1, 1});
-    layer.operation.activation = activation;
-    layer.operation.has_residual = true;
-    layer.operation.inputs.push_back(3);
-    layer.operation.means = 3;
+    layer.end_with(false, activation);
     check(layer, layer.out.height);
     check(layer, 5);
   }

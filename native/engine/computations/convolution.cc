@@ -124,8 +124,9 @@ class Convolution final : public Computation {
 
   std::size_t scratch_floats() const override {
     if (!g_.reads_in_place()) return static_cast<std::size_t>(copied_floats_);
+    const std::int64_t pixels = g_.out.height * g_.out.width;
     return static_cast<std::size_t>(offset_floats() +
-                                    (balanced_ ? g_.out.height * g_.out.width : 0));
+                                    (balanced_ ? balanced_->pair_floats(pixels) : 0));
   }
 
   std::size_t weight_floats() const override { return weight_floats_; }

@@ -10,17 +10,16 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kMostBlocks = 4;  // of one call
-// Of the largest number of an input: balanced weights are 1 on average, and three digits of seven
-// are the most that a sum may lose.
+// Of the largest number of an input: balanced weights are 1 on average, and two digits of seven are
+// the most that a sum may lose.
 constexpr float kLeast = 1.0F / 16;
 constexpr float kMost = 64;
-constexpr std::int64_t kTilePixels = 7;
 constexpr double kLargestExponent = 40;
 
 // Whether not too much is lost in the last tile, which repeats pixels.
 bool pays(std::int64_t pixels) {
-  const std::int64_t repeated = (kTilePixels - pixels % kTilePixels) % kTilePixels;
-  return pixels >= kTilePixels && repeated * 6 <= pixels;
+  const std::int64_t repeated = (kPairedPixels - pixels % kPairedPixels) % kPairedPixels;
+  return pixels >= kPairedPixels && repeated * 6 <= pixels;
 }
 
 // A power of two, exact to multiply by.
@@ -59,7 +58,7 @@ BalancedWeights::BalancedWeights(const Kernels& kernels, float* weights, std::in
 
 Factor BalancedWeights::factor(const float* data, const std::int64_t* offsets, std::int64_t pixels,
                                float* pairs) const {
-  if (!balanced() || pixels < kTilePixels) return {data, offsets, nullptr};
+  if (!balanced() || pixels < kPairedPixels) return {data, offsets, nullptr};
   const float largest = kernels_->sum_pairs(data, offsets, runs_, pixels, pairs);
   return {data, offsets, largest >= kLeast && largest <= kMost ? pairs : nullptr};
 }

@@ -25,11 +25,13 @@ class BalancedWeights {
   BalancedWeights(const Kernels& kernels, float* weights, std::int64_t blocks, std::int64_t runs,
                   std::int64_t pixels);
 
+  // What the pairs of so many pixels take.
+  std::int64_t pair_floats(std::int64_t pixels) const { return balanced() ? pixels : 0; }
   // The factor, with its pairs written to `pairs` where it may be multiplied by them.
   Factor factor(const float* data, const std::int64_t* offsets, std::int64_t pixels,
                 float* pairs) const;
   // The convolution `c` but for its input and weights, the latter those of `block` and following.
-  // It has one row, and limits.
+  // It has one row, at most 4 blocks, and limits.
   void convolve(Convolve c, const Factor& factor, std::int64_t block) const;
 
  private:

@@ -8,7 +8,7 @@
 //   C11 = A11 B11 + A12 B21   C12 = V + S4 B22
 //   C21 = U + S3 T3 + A22 T4  C22 = V + S3 T3
 // The T are made when the model is loaded, in all 7/4 of the memory. Each product is a convolution
-// (kernels/convolve.cc), to which what else is in a sum is the residual; kernels/strassen.cc has
+// (kernels/convolve.cc or pairs.cc), to which what else is in a sum is the residual; kernels/strassen.cc has
 // the sums that are left. Cutting the seven products once more saves 1 % of the largest layers'
 // time only, as their weights are then read from beyond the second-level cache.
 #include <algorithm>

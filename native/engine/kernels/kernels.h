@@ -52,6 +52,7 @@ struct Convolve {
 
 // Of a block's channels c and c + 8, those with c below this are a pair.
 constexpr int kPairedChannels = 5;
+constexpr int kPairedPixels = 7;  // that convolve_pairs() computes side by side
 
 // One channel at a time, for one block of channels and the output rows [first, last).
 struct Depthwise {
@@ -140,7 +141,7 @@ struct Kernels {
   void (*winograd_output)(const WinogradOutput&);
   void (*strassen_input)(const StrassenInput&);
   void (*strassen_output)(const StrassenOutput&);
-  // By products of pairs, one row of at least 7 pixels; nullptr: not here.
+  // By products of pairs, one row of at least kPairedPixels; nullptr: not here.
   void (*convolve_pairs)(const Convolve&);
   // The sums of products of the pairs of each pixel of an input as convolve() has it; returns the
   // largest absolute value in it, NaN where there is one.

@@ -13,7 +13,7 @@ namespace {
 
 // As few as hide the latency of their sums: what one tile ends with goes on beside the next one's
 // beginning.
-constexpr int kPixels = 7;
+constexpr int kPixels = kPairedPixels;
 constexpr int kHalf = kBlock / 2;  // channels c and c + kHalf are a pair, if they are one
 
 // kPairs pairs from (c, c + 8) on, and of the channels single, single + 8, single + 1, single + 9
