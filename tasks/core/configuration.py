@@ -5,6 +5,7 @@ The classes below are the configuration's reference and the source of its JSON S
 """
 
 import copy
+import inspect
 import os
 import re
 import sys
@@ -289,9 +290,9 @@ class Host(Section, frozen=True):
     """A machine: `ssh` is how it is reached (an alias of ~/.ssh/config, user@host,
     ssh://user@host:port), without it is this one; `root` is the folder for releases on it.
     `listen` is the address that its servers listen on; `keep` earlier releases of a classifier
-    stay on it. `programs`: where the native programs for it
-    are built; `there` needs a compiler on the host. `signers` is a file here, as ssh-keygen(1) has
-    it under ALLOWED SIGNERS: only releases that are signed by one of them go live on it.
+    stay on it. `programs`: where the native programs for it are built; `there` needs a compiler on
+    the host. `signers` is a file here, as ssh-keygen(1) has it under ALLOWED SIGNERS: only releases
+    that are signed by one of them go live on it.
     """
 
     ssh: str | None = None
@@ -592,6 +593,10 @@ def _with_environment(value: Any, keys: list[str], tree: Any, path: str) -> Any:
 def main() -> None:
     """Print the JSON Schema of models.yaml."""
     schema = msgspec.json.schema(Configuration)
+    # Whether docstrings keep their indentation depends on the versions of Python and msgspec.
+    for definition in schema["$defs"].values():
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n")
 
 
