@@ -13,6 +13,7 @@
 // clang-format on
 
 #include "image/codecs.h"
+#include "image/huffman.h"
 
 namespace quern {
 namespace {
@@ -87,6 +88,7 @@ bool start_rows(Decompressor& self, Area& columns) {
   jpeg_decompress_struct& jpeg = self.jpeg;
   if (setjmp(self.failed) != 0) return false;
   jpeg_start_decompress(&jpeg);
+  replace_huffman_decoder(jpeg);
   const int width = static_cast<int>(jpeg.output_width);
   columns.left = std::max(columns.left - kMargin, 0);
   columns.right = std::min(columns.right + kMargin, width);

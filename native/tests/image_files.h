@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -59,7 +60,17 @@ struct JpegOptions {
   bool progressive = false;
   bool arithmetic = false;
   unsigned restart_interval = 0;  // in blocks of all components (MCU)
+  int quality = 75;
+  bool own_codes = false;   // counted out for this image
+  bool long_codes = false;  // the shortest ones for what is rarest
 };
+
+// The codes of the standard's example for what comes seldom are given to what comes often.
+inline void lengthen_codes(JHUFF_TBL& table) {
+  int count = 0;
+  for (int length = 1; length <= 16; ++length) count += table.bits[length];
+  std::reverse(table.huffval, table.huffval + count);
+}
 
 inline Bytes jpeg(int width, int height, const JpegOptions& options = {}) {
   jpeg_compress_struct c = {};
@@ -79,6 +90,12 @@ inline Bytes jpeg(int width, int height, const JpegOptions& options = {}) {
   c.comp_info[0].v_samp_factor = options.vertical;
   c.arith_code = options.arithmetic ? TRUE : FALSE;
   c.restart_interval = options.restart_interval;
+  jpeg_set_quality(&c, options.quality, TRUE);
+  c.optimize_coding = options.own_codes ? TRUE : FALSE;
+  for (int i = 0; options.long_codes && i < 2; ++i) {
+    lengthen_codes(*c.dc_huff_tbl_ptrs[i]);
+    lengthen_codes(*c.ac_huff_tbl_ptrs[i]);
+  }
   if (options.progressive) jpeg_simple_progression(&c);
   jpeg_start_compress(&c, TRUE);
   Bytes row(static_cast<std::size_t>(width) * static_cast<std::size_t>(samples));
