@@ -135,24 +135,26 @@ def memory(program: Path, subject: Subject, jpeg: bytes) -> tuple[float, float]:
     return after_first, (after_load[1] - after_load[0]) / MORE_WORKERS
 
 
-def request_seconds(server: Server, client: Client, seconds: float) -> float:
-    """The server's CPU time for a request, one after the other, for about `seconds`."""
+def request_times(server: Server, client: Client, seconds: float) -> list[float]:
+    """The server's CPU seconds for each request, one after the other, for about `seconds`."""
     client.ask()  # what ran in between has taken the caches
-    before, count, end = server.cpu_seconds(), 0, time.perf_counter() + seconds
-    while not count or time.perf_counter() < end:
+    times, before, end = [], server.cpu_seconds(), time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
         client.ask()
-        count += 1
-    return (server.cpu_seconds() - before) / count
+        after = server.cpu_seconds()
+        times.append(after - before)
+        before = after
+    return times
 
 
 def request_ratio(
     server: Server, client: Client, forward: Turns, rounds: int, seconds: float
 ) -> tuple[float, float]:
-    """CPU ms of a request, and its ratio to the forward alone, in turn with it."""
+    """CPU ms of a request, and its ratio to the forward alone, in turn with it: medians of both."""
     request, alone = [], []
     for _ in range(rounds):
         alone.append(statistics.median(forward.ask("turn")))
-        request.append(1000 * request_seconds(server, client, seconds))
+        request.append(1000 * statistics.median(request_times(server, client, seconds)))
     return statistics.median(request), median_ratio(request, alone)
 
 
@@ -166,7 +168,7 @@ def throughput_ratio(
     """
     rates, ratios = [], []
     for _ in range(rounds):
-        alone = request_seconds(server, clients[0], seconds)
+        alone = statistics.fmean(request_times(server, clients[0], seconds))
         count, wall, available = load(server, clients, seconds)
         rates.append(count / wall)
         ratios.append(count * alone / available)

@@ -23,7 +23,7 @@ constexpr int kMaxScans = 500;
 
 // The columns read on either side of the wanted ones: upsampling blends a pixel with its
 // neighbours, so that the outermost ones of a crop are not those of the whole image.
-constexpr int kMargin = 16;
+constexpr int kMargin = 4;
 
 // How many rows libjpeg is asked for at once; it gives what it has.
 constexpr int kRowsAtOnce = 4;

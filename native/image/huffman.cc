@@ -32,16 +32,23 @@ constexpr int kFilled = 56;  // bits that there are at least after fill()
 class Code {
  public:
   Code() = default;  // Code{}: there is none
-  // `symbol` has the count of zeros before the number, and the number's size in bits.
-  Code(int length, unsigned symbol)
-      : packed_(static_cast<unsigned>(length) + (symbol & 15) + (symbol >> 4 << kZerosAt) +
-                ((symbol & 15) << kNumberAt)) {}
+  // `symbol` is the number's size in bits, and above it the count of zeros before the number; what
+  // has no number stands for zeros only.
+  Code(int length, unsigned symbol) {
+    const unsigned size = symbol & 15;
+    packed_ = static_cast<unsigned>(length) + size;
+    if (size != 0) {
+      packed_ |= (symbol >> 4 << kZerosAt) | (size << kNumberAt);
+    } else {
+      packed_ |= (symbol == kSixteenZeros ? 15U : 63U) << kZerosAt | kHasNumber;
+    }
+  }
 
   bool exists() const { return packed_ != 0; }
   int bits() const { return static_cast<int>(packed_ & 63); }  // with the number
-  int zeros() const { return static_cast<int>(packed_ >> kZerosAt & 15); }
+  int zeros() const { return static_cast<int>(packed_ >> kZerosAt & 63); }
 
-  // Either the number itself or its size in bits, 0 where there is none.
+  // Either the number itself or its size in bits.
   bool has_number() const { return (packed_ & kHasNumber) != 0; }
   int number() const { return static_cast<std::int32_t>(packed_) >> kNumberAt; }
   int size() const { return static_cast<int>(packed_ >> kNumberAt); }
@@ -54,6 +61,7 @@ class Code {
   }
 
  private:
+  static constexpr unsigned kSixteenZeros = 0xF0;  // any other without a number: the rest is zeros
   static constexpr unsigned kHasNumber = 1U << 7;
   static constexpr int kZerosAt = 8;
   static constexpr int kNumberAt = 16;
@@ -83,7 +91,7 @@ struct Table {
       for (int i = 0; i < table.bits[length]; ++i) {
         const Code code(length, *symbol++);
         for (const std::uint64_t end = next + (1U << (kLookBits - length)); next < end; ++next) {
-          const bool whole = code.size() != 0 && code.bits() <= kLookBits;
+          const bool whole = !code.has_number() && code.bits() <= kLookBits;
           codes[next] =
               whole ? code.with(extend(next << (64 - kLookBits + length), code.size())) : code;
         }
@@ -124,7 +132,10 @@ struct Bits {
 
   Code look(const Table& table) const { return table.codes[bits >> (64 - kLookBits)]; }
 
-  int number(Code code) const { return extend(bits << (code.bits() - code.size()), code.size()); }
+  int number(Code code) const {
+    if (code.has_number()) return code.number();
+    return extend(bits << (code.bits() - code.size()), code.size());
+  }
 
   void skip(Code code) {
     bits <<= code.bits();
@@ -153,9 +164,15 @@ class HuffmanDecoder : private jpeg_entropy_decoder {
     };
     for (int i = 0; i < jpeg.comps_in_scan; ++i) {
       const jpeg_component_info& component = *jpeg.cur_comp_info[i];
+      components_[i] = {&dc_[component.dc_tbl_no], &ac_[component.ac_tbl_no], 0};
       dc_[component.dc_tbl_no].build(*jpeg.dc_huff_tbl_ptrs[component.dc_tbl_no]);
       ac_[component.ac_tbl_no].build(*jpeg.ac_huff_tbl_ptrs[component.ac_tbl_no]);
-      last_[i] = 0;
+    }
+    for (int i = 0; i < jpeg.blocks_in_MCU; ++i) {
+      block_components_[i] = &components_[jpeg.MCU_membership[i]];
+    }
+    for (int k = 0; k < kOrders; ++k) {
+      order_[k] = static_cast<std::uint8_t>(jpeg_natural_order[std::min(k, DCTSIZE2)]);
     }
     groups_left_ = jpeg.MCUs_per_row * jpeg.MCU_rows_in_scan;
     bits_ = {0, 0, buffer_};
@@ -168,31 +185,37 @@ class HuffmanDecoder : private jpeg_entropy_decoder {
   static constexpr std::ptrdiff_t kBlockBytes = 64 * (16 + 15) / 8;  // that a block can have
   static constexpr std::ptrdiff_t kAhead = 8;                        // bytes that fill() reads
 
+  static constexpr int kOrders = 63 + 63 + 1;  // as far as zeros can lead
+
+  struct Component {
+    const Table *dc, *ac;
+    int last_dc;  // coefficient
+  };
+
   // The blocks of one MCU; nullptr: they are skipped. They are zero.
   void decode_blocks(jpeg_decompress_struct& jpeg, JBLOCKROW* blocks) {
     JBLOCK skipped;
+    Bits bits = bits_;  // in registers
     for (int i = 0; i < jpeg.blocks_in_MCU; ++i) {
-      if (!ended_ && end_ - bits_.next < kBlockBytes + kAhead) load(*jpeg.src);
-      decode_block(jpeg, jpeg.MCU_membership[i], blocks == nullptr ? skipped : *blocks[i]);
+      if (!ended_ && end_ - bits.next < kBlockBytes + kAhead)
+        bits.next = load(*jpeg.src, bits.next);
+      decode_block(jpeg, bits, *block_components_[i], blocks == nullptr ? skipped : *blocks[i]);
+      if (bits.position() > end_) refuse(jpeg, JWRN_HIT_MARKER);
     }
+    bits_ = bits;
     if (--groups_left_ == 0) finish(jpeg);
   }
 
-  void decode_block(jpeg_decompress_struct& jpeg, int component, JCOEF* block) {
-    Bits bits = bits_;  // in registers
+  [[gnu::always_inline]] void decode_block(jpeg_decompress_struct& jpeg, Bits& bits,
+                                           Component& component, JCOEF* block) {
     bits.fill();
-    const Table& dc = dc_[jpeg.cur_comp_info[component]->dc_tbl_no];
-    const Code first = found(jpeg, dc, bits);
-    const int difference = first.has_number()  ? first.number()
-                           : first.size() != 0 ? bits.number(first)
-                                               : 0;
-    if (__builtin_add_overflow(last_[component], difference, &last_[component])) {
-      refuse(jpeg, JERR_BAD_DCT_COEF);
-    }
-    block[0] = static_cast<JCOEF>(last_[component]);
+    const Code first = found(jpeg, *component.dc, bits);
+    int& last = component.last_dc;
+    if (__builtin_add_overflow(last, bits.number(first), &last)) refuse(jpeg, JERR_BAD_DCT_COEF);
+    block[0] = static_cast<JCOEF>(last);
     bits.skip(first);
 
-    const Table& ac = ac_[jpeg.cur_comp_info[component]->ac_tbl_no];
+    const Table& ac = *component.ac;
     int k = 1;
     Code code{};
     // A number that the table has; whether there may be another one behind it.
@@ -200,7 +223,7 @@ class HuffmanDecoder : private jpeg_entropy_decoder {
       code = bits.look(ac);
       if (!code.has_number()) return false;
       k += code.zeros();
-      block[jpeg_natural_order[k++]] = static_cast<JCOEF>(code.number());
+      block[order_[k++]] = static_cast<JCOEF>(code.number());
       bits.skip(code);
       return k < DCTSIZE2;
     };
@@ -212,16 +235,9 @@ class HuffmanDecoder : private jpeg_entropy_decoder {
       bits.fill();
       code = found(jpeg, ac, bits);
       k += code.zeros();
-      if (code.size() != 0) {
-        block[jpeg_natural_order[k]] = static_cast<JCOEF>(bits.number(code));
-      } else if (code.zeros() != 15) {
-        k = DCTSIZE2;  // the rest are zeros
-      }
-      ++k;
+      block[order_[k++]] = static_cast<JCOEF>(bits.number(code));
       bits.skip(code);
     }
-    bits_ = bits;
-    if (bits.position() > end_) refuse(jpeg, JWRN_HIT_MARKER);
   }
 
   static Code found(jpeg_decompress_struct& jpeg, const Table& table, const Bits& bits) {
@@ -231,12 +247,12 @@ class HuffmanDecoder : private jpeg_entropy_decoder {
     return code;
   }
 
-  // Takes as much of the file as there is room for, up to the next marker, without the zero behind
-  // each 0xFF. Zeros follow, of which a block may take too many before that is noticed.
-  [[gnu::cold]] void load(jpeg_source_mgr& source) {
-    const std::ptrdiff_t left = end_ - bits_.next;
-    std::memmove(buffer_, bits_.next, static_cast<std::size_t>(left));
-    bits_.next = buffer_;
+  // Moves what is left to the buffer's beginning, which it returns. Takes as much of the file as
+  // there is room for, up to the next marker, without the zero behind each 0xFF. Zeros follow, of
+  // which a block may take too many before that is noticed.
+  [[gnu::cold]] const std::uint8_t* load(jpeg_source_mgr& source, const std::uint8_t* next) {
+    const std::ptrdiff_t left = end_ - next;
+    std::memmove(buffer_, next, static_cast<std::size_t>(left));
     end_ = buffer_ + left;
     const std::uint8_t* in = source.next_input_byte;
     const std::uint8_t* const in_end = in + source.bytes_in_buffer;
@@ -260,17 +276,20 @@ class HuffmanDecoder : private jpeg_entropy_decoder {
     std::memset(end_, 0, kBlockBytes + 2 * kAhead);
     source.next_input_byte = in;
     source.bytes_in_buffer = static_cast<std::size_t>(in_end - in);
+    return buffer_;
   }
 
   // libjpeg goes on reading the file where the marker should be.
   [[gnu::cold]] void finish(jpeg_decompress_struct& jpeg) {
-    if (!ended_) load(*jpeg.src);
+    if (!ended_) bits_.next = load(*jpeg.src, bits_.next);
     if (!ended_ || end_ - bits_.position() > 7) refuse(jpeg, JWRN_EXTRANEOUS_DATA);
   }
 
+  std::uint8_t order_[kOrders];  // of a block's coefficients; behind the last one as libjpeg's
   Table dc_[NUM_HUFF_TBLS], ac_[NUM_HUFF_TBLS];
-  int last_[MAX_COMPS_IN_SCAN];  // DC coefficient
-  JDIMENSION groups_left_;       // MCUs
+  Component components_[MAX_COMPS_IN_SCAN];
+  Component* block_components_[D_MAX_BLOCKS_IN_MCU];
+  JDIMENSION groups_left_;  // MCUs
 
   Bits bits_;
   std::uint8_t* end_;   // of the data in the buffer
