@@ -21,8 +21,8 @@ namespace {
 // A progressive file may ask for any number of passes over the image; real ones have about ten.
 constexpr int kMaxScans = 500;
 
-// The columns read on either side of the wanted ones: upsampling blends a pixel with its
-// neighbours, so that the outermost ones of a crop are not those of the whole image.
+// The columns read on either side of the wanted ones: upsampling blends a pixel with those up to two
+// columns away, so that the outermost ones of a crop are not those of the whole image.
 constexpr int kMargin = 4;
 
 // How many rows libjpeg is asked for at once; it gives what it has.
