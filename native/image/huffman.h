@@ -1,4 +1,4 @@
-// Huffman decoding of JPEG files in half of the time that libjpeg's takes.
+// Huffman decoding of JPEG files in less time than libjpeg takes.
 #pragma once
 
 struct jpeg_decompress_struct;
