@@ -138,7 +138,8 @@ def memory(program: Path, subject: Subject, jpeg: bytes) -> tuple[float, float]:
 def request_times(server: Server, client: Client, seconds: float) -> list[float]:
     """The server's CPU seconds for each request, one after the other, for about `seconds`."""
     client.ask()  # what ran in between has taken the caches
-    times, before, end = [], server.cpu_seconds(), time.perf_counter() + seconds
+    times: list[float] = []
+    before, end = server.cpu_seconds(), time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         client.ask()
         after = server.cpu_seconds()
