@@ -122,11 +122,12 @@ def download(version: str, sha256: str, source: str) -> None:
 def unpack(source: str, folder: str, wanted: tuple[str, ...]) -> None:
     """Unpack what of llama.cpp's tree lies under one of `wanted` into `folder`."""
     with tarfile.open(source) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Debian 12
         for member in archive:
             path = member.name.removeprefix(TREE)
             if path != member.name and path.startswith(wanted):
                 member.name = path
-                archive.extract(member, folder, filter="data")
+                archive.extract(member, folder)
 
 
 def pack_converter(source: str, converter: str) -> None:

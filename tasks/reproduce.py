@@ -142,7 +142,8 @@ class Recorded:
         if done.returncode:
             return False
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-            archive.extractall(clean, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Debian 12
+            archive.extractall(clean)
         return True
 
     def _materials(self) -> Iterator[Any]:
