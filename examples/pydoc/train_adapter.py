@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 SYSTEM = "You explain Python."  # as in models.yaml
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-RANK, EPOCHS, BATCH, RATE = 32, 32, 16, 4e-3
+RANK, EPOCHS, BATCH, RATE = 32, 32, 8, 3e-3
 IGNORED = -100  # a label that costs nothing
 
 
